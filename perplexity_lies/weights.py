@@ -1,0 +1,398 @@
+"""Weight files as they lie on disk: which they are, what tensors they hold, their digest, whether a number is not one.
+
+Safetensors (https://github.com/huggingface/safetensors, "Format": 8-byte little-endian header length, JSON header, one
+buffer without holes) is parsed here, so that a checkpoint is checked and counted before anything is loaded, without torch.
+Knows nothing of configs, tokenizers or architectures, and never unpickles: pickle files are only found and hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from perplexity_lies.errors import CheckpointError
+
+SAFETENSORS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+
+CHUNK_BYTES = 1 << 24
+"""Read at a time; a multiple of every item size."""
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library itself."""
+QUIET_S = 2.0
+"""No progress bar before this many seconds."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+AGAIN = "save or copy the checkpoint again; from the hub: hf download ORG/NAME --force-download"
+TRAINER_STATE = ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state")
+"""Beginnings of the names of pickle files that a trainer leaves and that are not weights."""
+
+DTYPE_BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+NOT_FINITE = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "C64": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("<u1", 0x7C),
+    "F8_E4M3": ("<u1", 0x7F),
+}
+"""Bits that are all set in NaN and Inf and in nothing else: the exponent (IEEE 754), in E4M3, which has no Inf, all."""
+DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies: `file[start:stop]` holds its bytes, row-major, little-endian."""
+
+    name: str
+    dtype: str
+    """As the header says it: `F32`, `BF16`, ..."""
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether `path` is the few lines that git-lfs leaves in place of a file that was not pulled."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def refuse_lfs_pointer(name: str, path: Path) -> None:
+    """Raises CheckpointError where git-lfs left a pointer in place of `path`."""
+    if is_lfs_pointer(path):
+        raise CheckpointError(
+            f"checkpoint {name!r} was cloned without its large files",
+            found=f"{path.name} is a git-lfs pointer of {path.stat().st_size} bytes",
+            mend=f"git -C {path.parent} lfs pull",
+        )
+
+
+def listing(directory: Path, *, limit: int = 8) -> str:
+    """`config.json, model.safetensors and 3 more`: what lies in a directory, for an error's `found`."""
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in directory.iterdir())
+    shown = ", ".join(names[:limit]) or "nothing"
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _shards(name: str, index: Path) -> tuple[Path, ...]:
+    """Files that a `*.index.json` names. Raises CheckpointError where it is unreadable or a file is absent."""
+    refuse_lfs_pointer(name, index)
+    try:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"checkpoint {name!r} has an index of shards that cannot be read",
+            found=f"{index.name}: {type(error).__name__}: {error}; expected a JSON object with a weight_map",
+            mend=AGAIN,
+        ) from error
+    outside = [file for file in files if not isinstance(file, str) or Path(file).name != file]
+    absent = [file for file in files if file not in outside and not (index.parent / file).is_file()]
+    if outside or absent or not files:
+        kind = "names files outside the directory" if outside else "misses shards"
+        raise CheckpointError(
+            f"checkpoint {name!r} {kind}" if files else f"checkpoint {name!r} has an empty index of shards",
+            found=f"{index.name} names {len(files)} files, of which {len(outside or absent)} cannot be used: "
+            + ", ".join(map(str, (outside or absent)[:5])),
+            mend=AGAIN,
+        )
+    return tuple(index.parent / file for file in files)
+
+
+def _pickles(directory: Path) -> list[Path]:
+    found = (path for suffix in ("bin", "pt", "pth", "ckpt") for path in directory.glob(f"*.{suffix}"))
+    return sorted(path for path in found if not path.name.startswith(TRAINER_STATE))
+
+
+def find_weight_files(name: str, directory: Path, *, allow_pickle: bool) -> tuple[Path, ...]:
+    """The files that transformers would load from `directory`, safetensors before pickle.
+
+    Raises CheckpointError where there is none, a shard is missing, or there is only pickle and `allow_pickle` is false.
+    """
+    if (directory / SAFETENSORS).is_file():
+        return (directory / SAFETENSORS,)
+    if (directory / f"{SAFETENSORS}.index.json").is_file():
+        return _shards(name, directory / f"{SAFETENSORS}.index.json")
+    pickles = _pickles(directory)
+    if pickles and not allow_pickle:
+        raise CheckpointError(
+            f"checkpoint {name!r} has its weights as pickle only, which runs code when it is loaded",
+            found=", ".join(path.name for path in pickles[:5]),
+            mend=("if you trust whoever made it: the same command with --allow-pickle", "or save it as safetensors"),
+        )
+    if (directory / PICKLE).is_file():
+        return (directory / PICKLE,)
+    if (directory / f"{PICKLE}.index.json").is_file():
+        return _shards(name, directory / f"{PICKLE}.index.json")
+    raise _no_weights(name, directory, pickles)
+
+
+def _no_weights(name: str, directory: Path, pickles: Sequence[Path]) -> CheckpointError:
+    found = f"in {directory}: {listing(directory)}"
+    dangling = [path.name for path in directory.iterdir() if path.is_symlink() and not path.exists()]
+    if dangling:
+        return CheckpointError(
+            f"checkpoint {name!r} has links to files that are gone",
+            found=", ".join(sorted(dangling)[:5]),
+            mend=AGAIN,
+        )
+    if list(directory.glob("*.gguf")):
+        return CheckpointError(
+            f"checkpoint {name!r} is GGUF, which is quantised for llama.cpp and is not read here",
+            found=found,
+            mend="use the repository it was converted from, with safetensors and config.json: hf download ORG/NAME",
+        )
+    stray = sorted(directory.glob("*.safetensors")) or list(pickles)
+    if stray:
+        wanted = SAFETENSORS if stray[0].suffix == ".safetensors" else PICKLE
+        return CheckpointError(
+            f"checkpoint {name!r} has weights under names that say nothing",
+            found=(found, f"expected {wanted}, or {wanted}.index.json and the shards it names"),
+            mend=f"a single file: mv {directory / stray[0].name} {directory / wanted}; shards: copy the index as well",
+        )
+    return CheckpointError(f"checkpoint {name!r} has no weights", found=(found, f"expected {SAFETENSORS}"), mend=AGAIN)
+
+
+def _broken(name: str, path: Path, what: str, *found: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {name!r} has {what}", found=tuple(f"{path.name}: {f}" for f in found), mend=AGAIN
+    )
+
+
+def _parse_header(name: str, path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """Header as JSON, and the offset at which the buffer begins."""
+    start = file.read(8)
+    if size == 0:
+        raise _broken(name, path, "an empty weights file", "0 bytes")
+    if start.startswith(b"PK\x03\x04"):
+        raise _broken(
+            name, path, "a pickle under the name of a safetensors file", "begins with PK (a torch.save archive)"
+        )
+    if size < 8:
+        raise _broken(name, path, "truncated weights", f"{size} bytes, less than the 8 that tell the header's length")
+    length = int.from_bytes(start, "little")
+    if length > MAX_HEADER_BYTES:
+        raise _broken(name, path, "a corrupt weights header", f"begins with {start!r}, which is no safetensors header")
+    if 8 + length > size:
+        raise _broken(name, path, "truncated weights", f"{size} bytes, but its header alone says {8 + length}")
+    try:
+        header = json.loads(file.read(length))
+    except ValueError as error:
+        raise _broken(name, path, "a corrupt weights header", f"not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise _broken(name, path, "a corrupt weights header", f"a JSON {type(header).__name__}, expected an object")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _stored_tensor(name: str, path: Path, tensor: str, entry: object, buffer: int) -> StoredTensor:
+    """One entry of a header, checked."""
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]}:
+            well_formed = all(type(extent) is int and extent >= 0 for extent in shape) and 0 <= start <= stop
+        case _:
+            well_formed = False
+    if not well_formed:
+        raise _broken(name, path, "a corrupt weights header", f"{tensor} is described as {str(entry)[:100]}")
+    if dtype not in DTYPE_BITS:
+        raise _broken(name, path, "weights of an unknown dtype", f"{tensor} has dtype {dtype!r}")
+    if (stop - start) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
+        raise _broken(
+            name,
+            path,
+            "a corrupt weights header",
+            f"{tensor} of shape {shape} and dtype {dtype} needs {math.prod(shape) * DTYPE_BITS[dtype] // 8} bytes, "
+            f"its offsets span {stop - start}",
+        )
+    return StoredTensor(tensor, dtype, tuple(shape), path, buffer + start, buffer + stop)
+
+
+def _read_file(name: str, path: Path) -> list[StoredTensor]:
+    """Tensors of one safetensors file. Raises CheckpointError where header and bytes do not agree."""
+    refuse_lfs_pointer(name, path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header, buffer = _parse_header(name, path, file, size)
+    tensors = [_stored_tensor(name, path, tensor, entry, buffer) for tensor, entry in header.items()]
+    end = buffer
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
+        if tensor.start != end:
+            raise _broken(
+                name, path, "a corrupt weights header", f"{tensor.name} begins at byte {tensor.start}, not {end}"
+            )
+        end = tensor.stop
+    if end > size:
+        cut = sum(tensor.stop > size for tensor in tensors)
+        found = f"{size:,} bytes, its header promises {end:,}; {cut} of {len(tensors)} tensors are cut off"
+        raise _broken(name, path, "truncated weights", found)
+    if end < size:
+        raise _broken(
+            name, path, "weights with bytes that no tensor owns", f"{size:,} bytes, its header accounts for {end:,}"
+        )
+    return tensors
+
+
+def read_tensors(name: str, files: Sequence[Path]) -> list[StoredTensor]:
+    """Every tensor of safetensors `files`, sorted by name; reads headers only.
+
+    Raises CheckpointError for a truncated, corrupt or empty file and for a tensor that is stored twice.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in files:
+        for tensor in _read_file(name, path):
+            if tensor.name in tensors:
+                both = f"in {tensors[tensor.name].file.name} and in {path.name}"
+                raise CheckpointError(
+                    f"checkpoint {name!r} stores a tensor twice", found=f"{tensor.name} {both}", mend=AGAIN
+                )
+            tensors[tensor.name] = tensor
+    if not tensors:
+        found = f"{', '.join(path.name for path in files)}: a header without tensors"
+        raise CheckpointError(f"checkpoint {name!r} has weights files that hold nothing", found=found, mend=AGAIN)
+    return [tensors[key] for key in sorted(tensors)]
+
+
+def stored_dtype(tensors: Sequence[StoredTensor]) -> str:
+    """`bfloat16`, `float32`, ...: the dtype that holds most numbers, floating ones before packed or integer ones."""
+    elements: dict[str, int] = {}
+    for tensor in tensors:
+        elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.elements
+    most = max(sorted(elements), key=lambda dtype: (dtype in DTYPE_NAMES, elements[dtype]))
+    return DTYPE_NAMES.get(most, most.lower())
+
+
+class _Meter:
+    """A bar of bytes with an estimate, on standard error, that does not show before `QUIET_S`."""
+
+    def __init__(self, title: str, total_bytes: int) -> None:
+        self._title, self._total = title, total_bytes
+        self._began_s = time.monotonic()
+        self._done = 0
+        self._bar: Any = None
+
+    def __enter__(self) -> _Meter:
+        return self
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if self._bar is None and time.monotonic() - self._began_s > QUIET_S:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.add_task(self._title, total=self._total)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
+    file.seek(start)
+    while start < stop:
+        chunk = file.read(min(CHUNK_BYTES, stop - start))
+        if not chunk:
+            raise OSError(None, "the file became shorter while it was read", getattr(file, "name", ""))
+        start += len(chunk)
+        yield chunk
+
+
+def _count_not_finite(chunk: bytes, dtype: str) -> int:
+    """How many of the numbers in `chunk` are NaN or Inf."""
+    if dtype not in NOT_FINITE:
+        return 0
+    unsigned, mask = NOT_FINITE[dtype]
+    bits = np.frombuffer(chunk, dtype=unsigned)
+    return int(np.count_nonzero((bits & bits.dtype.type(mask)) == mask))
+
+
+def digest_tensors(name: str, tensors: Sequence[StoredTensor]) -> str:
+    """`sha256:...` over (name, dtype, shape, bytes) of `tensors` in the order of their names; reads every byte once.
+
+    File names, times, metadata and the cut into shards do not enter. Raises CheckpointError naming tensors that hold
+    NaN or Inf.
+    """
+    digest = hashlib.sha256()
+    bad: list[tuple[StoredTensor, int]] = []
+    handles = {path: path.open("rb") for path in {tensor.file for tensor in tensors}}
+    try:
+        with _Meter(f"hashing {name}", sum(tensor.stop - tensor.start for tensor in tensors)) as meter:
+            for tensor in sorted(tensors, key=lambda tensor: tensor.name):
+                digest.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode() + b"\n")
+                not_finite = 0
+                for chunk in _chunks(handles[tensor.file], tensor.start, tensor.stop):
+                    digest.update(chunk)
+                    not_finite += _count_not_finite(chunk, tensor.dtype)
+                    meter.advance(len(chunk))
+                if not_finite:
+                    bad.append((tensor, not_finite))
+    finally:
+        for handle in handles.values():
+            handle.close()
+    if bad:
+        lines = [f"{tensor.name} {list(tensor.shape)}: {n:,} of {tensor.elements:,} numbers" for tensor, n in bad[:3]]
+        more = [f"and {len(bad) - 3} more tensors of {len(tensors)}"] if len(bad) > 3 else []
+        raise CheckpointError(
+            f"checkpoint {name!r} has weights that are NaN or Inf",
+            found=(*lines, *more),
+            mend="training diverged, or the copy is damaged: take an earlier checkpoint, or copy it again",
+        )
+    return f"sha256:{digest.hexdigest()}"
+
+
+def digest_files(name: str, files: Sequence[Path]) -> str:
+    """`sha256:...` over the bytes of `files` (pickle weights), whatever their names and order."""
+    digests = []
+    with _Meter(f"hashing {name}", sum(path.stat().st_size for path in files)) as meter:
+        for path in files:
+            refuse_lfs_pointer(name, path)
+            digest, size = hashlib.sha256(), path.stat().st_size
+            if size == 0:
+                raise _broken(name, path, "an empty weights file", "0 bytes")
+            with path.open("rb") as file:
+                for chunk in _chunks(file, 0, size):
+                    digest.update(chunk)
+                    meter.advance(len(chunk))
+            digests.append(digest.hexdigest())
+    return f"sha256:{hashlib.sha256(''.join(sorted(digests)).encode()).hexdigest()}"
