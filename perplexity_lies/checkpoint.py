@@ -175,19 +175,21 @@ def _locate_hub(name: str, repository: str, revision: str | None, *, extra: tupl
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise MissingError(asked, found=str(error), mend='pip install "perplexity-lies[torch]"') from error
+    patterns, skip = [*HUB_FILES, *extra], list(HUB_SKIP)
     try:
-        patterns = [*HUB_FILES, *extra]
-        found = snapshot_download(
-            repository, revision=revision, allow_patterns=patterns, ignore_patterns=list(HUB_SKIP)
-        )
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=skip))
     except (OSError, ValueError, HTTPError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise MissingError(
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        unreachable = MissingError(
             asked,
             found=(f"no directory {repository}", f"{type(error).__name__}: {reason}"),
             mend=(f"where there is a network: {command}", "a local directory: give its path, beginning with ./ or /"),
-        ) from error
-    return Path(found)
+        )
+    try:
+        # A commit that lies whole in the cache needs no list of its files from the hub.
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise unreachable from error
 
 
 def _locate_local(name: str, path: Path) -> Path:

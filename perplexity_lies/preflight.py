@@ -201,7 +201,7 @@ def _layer_mismatches(config: Mapping[str, Any], tensors: Sequence[StoredTensor]
 
 
 def check_shapes(name: str, directory: Path, config: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> None:
-    """Compares vocabulary, width and depth with what is stored where the usual names tell; the loader compares the rest.
+    """Compares vocabulary, width and depth with what is stored where the usual names tell; the loader compares all.
 
     Raises CheckpointError listing every mismatch. Quantised and multimodal checkpoints pass: their shapes are packed or
     nested.

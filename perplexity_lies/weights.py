@@ -1,7 +1,7 @@
 """Weight files as they lie on disk: which they are, what tensors they hold, their digest, whether a number is not one.
 
 Safetensors (https://github.com/huggingface/safetensors, "Format": 8-byte little-endian header length, JSON header, one
-buffer without holes) is parsed here, so that a checkpoint is checked and counted before anything is loaded, without torch.
+buffer without holes) is parsed here, so that a checkpoint is checked and counted before it is loaded, without torch.
 Knows nothing of configs, tokenizers or architectures, and never unpickles: pickle files are only found and hashed.
 """
 
