@@ -1,0 +1,125 @@
+"""From a checked `Checkpoint` to a transformers model and tokenizer, refusing what would silently differ from the files.
+
+Tensors that the files lack would be random, tensors that the model has no place for would be dropped: both are errors here.
+Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+import transformers
+
+from perplexity_lies.checkpoint import Checkpoint
+from perplexity_lies.engines.base import EngineOptions
+from perplexity_lies.errors import CheckpointError, MissingError, UsageError, nearest
+
+STUDENTS = {"plies_hybrid": "distill.students.hybrid:register"}
+"""Our own `model_type` -> the function that makes transformers know it; others come by the entry point group below."""
+
+STUDENT_ENTRY_POINTS = "perplexity_lies.students"
+
+LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm", "codegen"})
+"""Model types whose position table ends: a token beyond it cannot be run at all."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def register_student(model_type: str) -> None:
+    """Make transformers know `model_type` where it is one of ours or of an installed plug-in."""
+    target = STUDENTS.get(model_type)
+    if target is not None:
+        module, _, function = target.partition(":")
+        getattr(import_module(module), function)()
+        return
+    for entry in entry_points(group=STUDENT_ENTRY_POINTS):
+        if entry.name == model_type:
+            entry.load()()
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises UsageError for others and MissingError for a GPU that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device {name!r} is not a device", found="auto, cpu, cuda, cuda:N", mend="--device auto")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingError(f"--device {name} was asked for", found="this torch sees no CUDA device", mend="--device cpu")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
+    """`auto` is float32 on CPU (exact and fast there) and the stored dtype on CUDA. Raises UsageError for an unknown name."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else DTYPES.get(stored, torch.bfloat16)
+    if name not in DTYPES:
+        raise UsageError(
+            f"--dtype {name!r} is not a dtype{nearest(name, DTYPES)}", found=f"auto, {', '.join(DTYPES)}", mend="--dtype auto"
+        )
+    return DTYPES[name]
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own tokenizer. Raises CheckpointError when transformers cannot read it."""
+    register_student(checkpoint.model_type)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r}: its tokenizer cannot be read", found=_first_line(error),
+            mend="copy tokenizer.json and tokenizer_config.json from the checkpoint it was made of",
+        ) from error  # fmt: skip
+
+
+def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.PreTrainedModel:
+    """The model in eval mode on its device.
+
+    Raises CheckpointError when the class is unknown, or when tensors are missing, unexpected or of another shape.
+    """
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.dtype, device, checkpoint.dtype)
+    register_student(checkpoint.model_type)
+    try:
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            trust_remote_code=checkpoint.trust_remote_code,
+            use_safetensors=None if checkpoint.allow_pickle else True,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} ({checkpoint.model_type}) cannot be loaded",
+            found=_first_line(error),
+            mend="check that config.json belongs to these weights; `plies doctor` shows the transformers version",
+        ) from error
+    _refuse_partial(checkpoint, info)
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def _refuse_partial(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
+    found = [
+        f"{len(info[kind])} {words}: {', '.join(sorted(map(str, info[kind]))[:3])}"
+        for kind, words in (
+            ("missing_keys", "tensors that the model needs and the files lack"),
+            ("unexpected_keys", "tensors that the model has no place for"),
+            ("mismatched_keys", "tensors of another shape than config.json says"),
+        )
+        if info.get(kind)
+    ]
+    if found:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r}: weights and config.json disagree",
+            found=found,
+            mend="use the config.json that was saved with these weights",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

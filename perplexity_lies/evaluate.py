@@ -1,0 +1,170 @@
+"""The run wing, read top to bottom: resolve, open, ask under both protocols, store.
+
+One engine object serves both protocols. What is on disk already is not asked again. Knows nothing of statistics.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from perplexity_lies.checkpoint import Checkpoint, resolve
+from perplexity_lies.engines import open_engine
+from perplexity_lies.engines.base import Engine, EngineOptions
+from perplexity_lies.errors import UsageError
+from perplexity_lies.progress import Reporter
+from perplexity_lies.protocols import runner
+from perplexity_lies.protocols.base import Context
+from perplexity_lies.protocols.hygiene import quarantine
+from perplexity_lies.records import PROTOCOLS
+from perplexity_lies.store import Run, start_run
+from perplexity_lies.suite import Mirror, Suite, load_suite, open_mirror
+
+VERSIONED = ("perplexity-lies", "torch", "transformers", "lm-eval", "evalscope", "datasets", "tokenizers")
+"""Distributions whose versions a run depends on."""
+
+
+def evaluate(
+    checkpoint: str,
+    *,
+    suite: str | Path,
+    out: str | Path = "plies-out",
+    data: str | Path | None = None,
+    limit: int | None = None,
+    engine: str = "torch",
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Run `suite` on `checkpoint` under both protocols and return its run directory, OUT/runs/<suite>-<checkpoint>-<key>.
+
+    The same call again continues where the last one stopped, and only reads when it was complete. `limit` keeps the first
+    items of each task; `data` is an offline mirror of datasets in hub layout.
+
+    Raises UsageError, MissingError or CheckpointError, each with what to type next.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit} asks for no items", found="a limit is a number of items of each task", mend="--limit 50")
+    reporter = Reporter(quiet=quiet)
+    wanted, mirror = load_suite(suite), open_mirror(data)
+    datasets = {name: mirror.digest(name) for name in wanted.datasets}
+    named = resolve(checkpoint, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    options = EngineOptions(device=device, dtype=dtype)
+    run = _start(Path(out), named, wanted, datasets, limit, engine, options)
+    try:
+        if run.complete:
+            reporter.note(f"{named.name}: complete in {run.path}")
+        else:
+            _ask(run, named, wanted, mirror, limit, engine, options, reporter)
+    finally:
+        run.close()
+    return run
+
+
+def _ask(
+    run: Run, checkpoint: Checkpoint, suite: Suite, mirror: Mirror, limit: int | None, engine_name: str,
+    options: EngineOptions, reporter: Reporter,
+) -> None:  # fmt: skip
+    started = time.monotonic()
+    timings: dict[str, float] = {}
+    with reporter.step(f"{checkpoint.name}: loading"):
+        engine = open_engine(engine_name, checkpoint, options)
+    timings["load_s"] = time.monotonic() - started
+    _same_settings(run, engine)
+    for protocol in PROTOCOLS:
+        if all(run.has_records(task.name, protocol) for task in suite.tasks):
+            continue
+        before = time.monotonic()
+        journal = run.journal(protocol)
+        try:
+            with reporter.step(f"{checkpoint.name}: starting {protocol}"), quarantine(run.log_path(protocol)):
+                ask = runner(protocol)
+            context = Context(mirror, limit, journal, run.log_path(protocol), reporter)
+            with quarantine(context.log):
+                records = ask(engine, suite, context)
+        finally:
+            journal.close()
+        run.write_records(protocol, records)
+        timings[f"{protocol}_s"] = time.monotonic() - before
+    run.update(complete=True, timings={name: round(seconds, 3) for name, seconds in timings.items()})
+
+
+def _start(
+    out: Path, checkpoint: Checkpoint, suite: Suite, datasets: dict[str, str], limit: int | None, engine: str, options: EngineOptions
+) -> Run:
+    asked = {"engine": engine, **asdict(options)}
+    identity = {
+        "checkpoint": checkpoint.digest,
+        "suite": suite.digest,
+        "datasets": datasets,
+        "limit": limit,
+        "asked": asked,
+        "versions": _versions(),
+    }
+    manifest = {
+        "checkpoint": {
+            "name": checkpoint.name,
+            "digest": checkpoint.digest,
+            "weights_digest": checkpoint.weights_digest,
+            "tokenizer_digest": checkpoint.tokenizer_digest,
+            "config_digest": checkpoint.config_digest,
+            "model_type": checkpoint.model_type,
+            "parameters": checkpoint.parameters,
+            "dtype": checkpoint.dtype,
+        },
+        "suite": {"name": suite.name, "title": suite.title, "digest": suite.digest, "limit": limit},
+        "datasets": datasets,
+        "settings": {},
+        "asked": asked,
+        "versions": _versions(),
+        "tasks": [_task_facts(task) for task in suite.tasks],
+        "timings": {},
+    }
+    return start_run(out / "runs", identity=identity, manifest=manifest, label=f"{suite.name}-{Path(checkpoint.name).name}")
+
+
+def _task_facts(task: Any) -> dict[str, Any]:
+    ll, gen = task.loglikelihood, task.generation
+    shots = f"{ll.num_fewshot}-shot"
+    asked = "items of the suite" if task.items else ll.lm_eval or ll.lm_eval_file
+    judged = "exact match of the extracted answer" if task.items else f"evalscope {gen.evalscope} {gen.subset}".strip()
+    return {
+        "name": task.name,
+        "title": task.title,
+        "loglikelihood": {"metric": ll.metric, "chance": ll.chance, "source": f"lm-eval, {asked}, {shots}"},
+        "generation": {
+            "metric": gen.metric,
+            "chance": gen.chance,
+            "source": f"{judged}, {gen.num_fewshot}-shot, at most {gen.max_new_tokens} tokens, temperature {gen.temperature:g}",
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _same_settings(run: Run, engine: Engine) -> None:
+    """Fill the settings of a fresh run; refuse to continue one that began on another device or dtype."""
+    now, began = engine.settings, run.manifest["settings"]
+    differing = {k: (began[k], now[k]) for k in ("device", "dtype", "attention") if began and began.get(k) != now[k]}
+    if differing:
+        raise UsageError(
+            f"run {run.path} began with other settings",
+            found=[f"{k}: began with {was}, now {is_}" for k, (was, is_) in differing.items()],
+            mend="give the same --device and --dtype, or another --out",
+        )
+    if not began:
+        run.update(settings=now)

@@ -1,0 +1,126 @@
+"""A room for the evaluation libraries to make their mess in: what they change in the process is put back on the way out.
+
+lm-eval sets environment variables and seeds every random generator; evalscope replaces the root logger's handlers at
+import and seeds too; both print, both would ask a hub. Inside `quarantine` they print to a log file, read no network
+and keep their caches to themselves. Knows nothing of what they are asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_EVALUATE_OFFLINE": "1",
+}
+"""What keeps the Hugging Face libraries from asking anything of a hub."""
+
+_OFFLINE_SWITCHES = (
+    ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_HUB_OFFLINE"),
+    ("datasets.config", "HF_DATASETS_OFFLINE"),
+)
+"""Where those libraries keep the switch once imported."""
+
+_CACHE_SWITCH = ("datasets.config", "HF_DATASETS_CACHE")
+
+
+@contextlib.contextmanager
+def quarantine(log: Path) -> Iterator[None]:
+    """Run foreign code; stdout, stderr and logging go to `log`, and environment, logging, warnings, seeds come back as they were.
+
+    The datasets cache is a fresh temporary directory: its key leaves out path and content, so a shared one can serve
+    another dataset's rows.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(log.open("a", encoding="utf-8"))
+        cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plies-datasets-", ignore_cleanup_errors=True)))
+        stack.enter_context(_environment())
+        stack.enter_context(_logging())
+        stack.enter_context(_random_states())
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(_switches(cache))
+        stack.enter_context(contextlib.redirect_stdout(file))
+        stack.enter_context(contextlib.redirect_stderr(file))
+        logging.getLogger().handlers[:] = [logging.StreamHandler(file)]
+        yield
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(OFFLINE)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Every logger as it was; loggers born inside lose their handlers, which write to a file about to close."""
+    root = logging.getLogger()
+    known = {name: logger for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger)}
+    before = {logger: _state(logger) for logger in (root, *known.values())}
+    disabled = root.manager.disable
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        for logger, (level, handlers, propagate, off) in before.items():
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
+            logger.propagate, logger.disabled = propagate, off
+        for name, logger in root.manager.loggerDict.items():
+            if name not in known and isinstance(logger, logging.Logger):
+                logger.handlers.clear()
+
+
+def _state(logger: logging.Logger) -> tuple[int, list[logging.Handler], bool, bool]:
+    return logger.level, list(logger.handlers), logger.propagate, logger.disabled
+
+
+@contextlib.contextmanager
+def _random_states() -> Iterator[None]:
+    import numpy
+    import torch
+
+    python, array, tensor = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(array)
+        torch.set_rng_state(tensor)
+
+
+@contextlib.contextmanager
+def _switches(cache: Path) -> Iterator[None]:
+    """The offline switches of modules that are already imported, and of those imported inside."""
+    import datasets.config
+    import huggingface_hub.constants  # noqa: F401
+
+    wanted: list[tuple[str, str, Any]] = [(module, name, True) for module, name in _OFFLINE_SWITCHES]
+    wanted.append((*_CACHE_SWITCH, cache))
+    before = [(sys.modules[module], name, getattr(sys.modules[module], name)) for module, name, _ in wanted if hasattr(sys.modules[module], name)]
+    for module, name, value in wanted:
+        if hasattr(sys.modules[module], name):
+            setattr(sys.modules[module], name, value)
+    try:
+        yield
+    finally:
+        for loaded, name, value in before:
+            setattr(loaded, name, value)

@@ -1,0 +1,382 @@
+"""A suite: tasks, and for each how it is asked under both protocols and how an item is recognised under both.
+
+A YAML file holds one suite. A task is either `items:` (a JSONL file beside the suite: question, choices, gold, target), or
+a pair of blocks, `loglikelihood:` naming a stock lm-eval YAML and `generation:` naming a stock evalscope benchmark.
+`item:` is a Jinja template over the library's own fields; its text identifies the item, so that records pair.
+
+Unknown keys are refused with the nearest name. Knows nothing of engines; does not import lm-eval or evalscope.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from perplexity_lies.engines.base import Sampling
+from perplexity_lies.errors import MissingError, UsageError, nearest
+from perplexity_lies.store import canonical_json
+
+CATALOGUE = "suites"
+"""The package whose *.yaml files are the suites known by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoglikelihoodSpec:
+    """How lm-eval asks a task."""
+
+    metric: str
+    """`acc` or `acc_norm`: which of lm-eval's metrics is the headline."""
+    lm_eval: str = ""
+    """A stock YAML, relative to lm-eval's `tasks/`."""
+    lm_eval_file: str = ""
+    """Or a task YAML of the suite's own, relative to the suite."""
+    dataset: str = ""
+    """Hub id of the dataset, looked up in the mirror."""
+    num_fewshot: int = 0
+    chat_template: bool = False
+    """Whether the context goes through the checkpoint's chat template."""
+    chance: float | None = None
+    """Score of a guess."""
+    item: str = ""
+    subject: str = ""
+    """Jinja template of the cluster for the bootstrap; empty for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSpec:
+    """How evalscope asks a task. Always a chat request."""
+
+    metric: str
+    """evalscope's name of the headline metric, as its reviews have it (`accuracy`, `exact_match`)."""
+    evalscope: str = ""
+    """Name of a stock evalscope benchmark."""
+    dataset: str = ""
+    subset: str = ""
+    """The one subset to run; empty for the benchmark's default list."""
+    num_fewshot: int = 0
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seeds: tuple[int, ...] = (0,)
+    """One pass over the items for each; more than one only makes sense with a temperature."""
+    chance: float | None = None
+    item: str = ""
+    subject: str = ""
+
+    @property
+    def sampling(self) -> Sampling:
+        """The engine's word for temperature, top_p and top_k."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemsSpec:
+    """A task whose items stand beside the suite and are asked with the same words under both protocols."""
+
+    path: Path
+    extract: str
+    """Regex whose first group is the answer in a reply."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """One benchmark under both protocols."""
+
+    name: str
+    title: str
+    loglikelihood: LoglikelihoodSpec
+    generation: GenerationSpec
+    items: ItemsSpec | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """Tasks in order, with the digest of everything that is asked."""
+
+    name: str
+    title: str
+    tasks: tuple[TaskSpec, ...]
+    path: Path
+    digest: str = field(compare=False)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Hub ids of the datasets that a mirror must hold."""
+        wanted = [spec.dataset for task in self.tasks for spec in (task.loglikelihood, task.generation) if spec.dataset]
+        return tuple(dict.fromkeys(wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """An offline copy of datasets in hub layout: DIR/<org>/<name>, and ALIASES.json (id -> folder) where one is there."""
+
+    path: Path | None
+
+    def folder(self, dataset: str) -> Path:
+        """Where `dataset` lies. Raises MissingError with the command that fetches it."""
+        fetch = f"hf download --repo-type dataset {dataset} --local-dir {self.path or 'DIR'}/{dataset}"
+        if self.path is None:
+            raise MissingError(
+                f"dataset {dataset} is needed, and no mirror was named", found="neither --data nor PLIES_DATA is set",
+                mend=[fetch, "then give --data DIR (plies never downloads datasets by itself)"],
+            )  # fmt: skip
+        for name in dict.fromkeys((dataset, self._aliases().get(dataset, dataset))):
+            if (self.path / name).is_dir():
+                return (self.path / name).resolve()
+        raise MissingError(f"dataset {dataset} is not in the mirror {self.path}", found=self._inside(), mend=fetch)
+
+    def digest(self, dataset: str) -> str:
+        """sha256 over the relative names and bytes of a dataset's files."""
+        folder, whole = self.folder(dataset), hashlib.sha256()
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and ".cache" not in p.parts):
+            whole.update(str(path.relative_to(folder)).encode())
+            with path.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return f"sha256:{whole.hexdigest()}"
+
+    def _aliases(self) -> dict[str, str]:
+        assert self.path is not None
+        table = self.path / "ALIASES.json"
+        if not table.exists():
+            return {}
+        try:
+            aliases = json.loads(table.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{table} is not JSON", found=str(error), mend="delete it or mend it") from error
+        return aliases if isinstance(aliases, dict) else {}
+
+    def _inside(self) -> str:
+        assert self.path is not None
+        here = sorted(str(p.relative_to(self.path)) for p in self.path.glob("*/*") if p.is_dir())
+        return f"{len(here)} datasets there: {', '.join(here[:6])}{' ...' if len(here) > 6 else ''}" if here else "no datasets there"
+
+
+def open_mirror(path: Path | str | None) -> Mirror:
+    """The mirror at `path`. Raises MissingError when a path is given and is not a directory."""
+    if path is not None and not Path(path).is_dir():
+        raise MissingError(f"--data {path} is not a directory", found="nothing there", mend="--data DIR in hub layout: DIR/org/name")
+    return Mirror(Path(path) if path is not None else None)
+
+
+def catalogue() -> dict[str, Path]:
+    """Name -> file of the suites that come with plies."""
+    root = Path(str(resources.files(CATALOGUE)))
+    return {path.stem: path for path in sorted(root.glob("*.yaml"))}
+
+
+def load_suite(name: str | Path) -> Suite:
+    """A suite by name, or by the path of a YAML file. Raises UsageError that says what is wrong and where."""
+    known = catalogue()
+    path = known.get(str(name), Path(name))
+    if not path.is_file():
+        raise UsageError(
+            f"there is no suite {str(name)!r}{nearest(str(name), known)}",
+            found=f"suites: {', '.join(known)}",
+            mend="--suite NAME, or --suite FILE.yaml",
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"suite {path} is not YAML", found=" ".join(str(error).split())[:200], mend="mend the file") from error
+    return _suite(raw, path)
+
+
+def _suite(raw: Any, path: Path) -> Suite:
+    where = f"suite {path.name}"
+    top = _known_keys(raw, ("name", "title", "tasks"), where)
+    name = _text(top, "name", where)
+    tasks = top.get("tasks")
+    if not isinstance(tasks, list) or not tasks:
+        raise UsageError(f"{where}: `tasks` must be a list of tasks", found=repr(tasks)[:80], mend="see `plies suites miniature`")
+    specs = tuple(_task(task, i, path) for i, task in enumerate(tasks))
+    names = [spec.name for spec in specs]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise UsageError(f"{where}: two tasks of one name", found=", ".join(twice), mend="give each task its own name")
+    return Suite(name=name, title=str(top.get("title", name)), tasks=specs, path=path, digest=_digest(specs, path))
+
+
+def _task(raw: Any, index: int, path: Path) -> TaskSpec:
+    where = f"suite {path.name}, task {index + 1}"
+    if isinstance(raw, Mapping) and isinstance(raw.get("name"), str):
+        where = f"suite {path.name}, task {raw['name']!r}"
+    if isinstance(raw, Mapping) and "items" in raw:
+        return _items_task(raw, where, path)
+    task = _known_keys(raw, ("name", "title", "loglikelihood", "generation", "items"), where)
+    name = _name(task, where)
+    for block in ("loglikelihood", "generation"):
+        if block not in task:
+            raise UsageError(f"{where} lacks `{block}:`", found=f"keys: {', '.join(task)}", mend=f"add a `{block}:` block, or `items:`")
+    spec = TaskSpec(
+        name=name,
+        title=str(task.get("title", name)),
+        loglikelihood=_block(LoglikelihoodSpec, task["loglikelihood"], f"{where}, loglikelihood"),
+        generation=_block(GenerationSpec, task["generation"], f"{where}, generation"),
+    )
+    if bool(spec.loglikelihood.lm_eval) == bool(spec.loglikelihood.lm_eval_file):
+        raise UsageError(f"{where}: log-likelihood needs one of `lm_eval` and `lm_eval_file`", mend="lm_eval: arc/arc_easy.yaml")
+    if not spec.generation.evalscope:
+        raise UsageError(f"{where}: generation needs `evalscope`, the name of a benchmark", mend="evalscope: arc")
+    if not (spec.loglikelihood.item and spec.generation.item):
+        raise UsageError(f"{where}: both blocks need `item`, which says how an item is recognised", mend='item: "{{ question }}"')
+    return spec
+
+
+def _items_task(raw: Mapping[str, Any], where: str, path: Path) -> TaskSpec:
+    keys = ("name", "title", "items", "extract", "max_new_tokens", "chat_template", "chance", "subject", "seeds", "temperature")
+    task = _known_keys(raw, (*keys, "top_p", "top_k", "metric"), where)
+    name = _name(task, where)
+    file = path.parent / _text(task, "items", where)
+    if not file.is_file():
+        raise UsageError(f"{where}: its items are not there", found=str(file), mend="`items:` is relative to the suite file")
+    pattern = _text(task, "extract", where)
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise UsageError(f"{where}: `extract` is not a regular expression", found=str(error), mend=r"extract: 'answer : (\d+)'") from error
+    if groups != 1:
+        raise UsageError(f"{where}: `extract` needs one group", found=pattern, mend=r"extract: 'answer : (\d+)'")
+    _check_items(file, where)
+    shared = {"chance": task.get("chance"), "item": "{{ id }}", "subject": "{{ subject }}"}
+    sampling = {key: task[key] for key in ("seeds", "temperature", "top_p", "top_k") if key in task}
+    return TaskSpec(
+        name=name,
+        title=str(task.get("title", name)),
+        loglikelihood=_block(
+            LoglikelihoodSpec,
+            {"metric": task.get("metric", "acc"), "chat_template": bool(task.get("chat_template", True)), **shared},
+            where,
+        ),
+        generation=_block(
+            GenerationSpec,
+            {"metric": "exact_match", "max_new_tokens": task.get("max_new_tokens"), **sampling, **{**shared, "chance": 0.0}},
+            where,
+        ),
+        items=ItemsSpec(path=file.resolve(), extract=pattern),
+    )
+
+
+def _check_items(file: Path, where: str) -> None:
+    seen: set[str] = set()
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            item = json.loads(line)
+            found = None if _well_formed(item) else f"keys: {', '.join(item)}"
+        except (ValueError, TypeError) as error:
+            found = str(error)
+        if found is None and item["id"] in seen:
+            found = f"id {item['id']!r} a second time"
+        if found is not None:
+            raise UsageError(
+                f"{where}: {file.name}:{number} is not an item", found=found,
+                mend='{"id": "a1", "question": "...", "choices": ["...", "..."], "gold": 0, "target": "..."}',
+            )  # fmt: skip
+        seen.add(item["id"])
+    if not seen:
+        raise UsageError(f"{where}: {file.name} holds no items", found="an empty file", mend="one JSON object a line")
+
+
+def _well_formed(item: Any) -> bool:
+    return (
+        isinstance(item, dict)
+        and all(isinstance(item.get(key), str) for key in ("id", "question", "target"))
+        and isinstance(item.get("choices"), list)
+        and len(item["choices"]) >= 2
+        and isinstance(item.get("gold"), int)
+        and 0 <= item["gold"] < len(item["choices"])
+    )
+
+
+Spec = TypeVar("Spec", LoglikelihoodSpec, GenerationSpec)
+
+
+def _block(kind: type[Spec], raw: Any, where: str) -> Spec:
+    """`raw` as a `kind`, each value checked against the type of its field."""
+    known = {f.name: f for f in fields(kind)}
+    block = _known_keys(raw, tuple(known), where)
+    values: dict[str, Any] = {}
+    for key, value in block.items():
+        if value is None and known[key].default is None:
+            continue
+        values[key] = _of_type(str(known[key].type), value, f"{where}: `{key}`")
+    lacking = [n for n, f in known.items() if f.default is MISSING and n not in values]
+    if lacking:
+        raise UsageError(f"{where} lacks `{lacking[0]}`", found=f"keys: {', '.join(block)}", mend=f"{lacking[0]}: ...")
+    _check_range(values, where)
+    return kind(**values)
+
+
+def _of_type(kind: str, value: Any, where: str) -> Any:
+    if kind.startswith("tuple"):
+        members = list(value) if isinstance(value, list | tuple) else [value]
+        wanted: type = int if "int" in kind else str
+        if not members or any(not isinstance(m, wanted) or isinstance(m, bool) for m in members):
+            raise UsageError(f"{where} must be a list of {wanted.__name__}", found=repr(value)[:80], mend="see `plies suites NAME`")
+        return tuple(members)
+    if kind.startswith("float") and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    plain: dict[str, type] = {"str": str, "int": int, "bool": bool}
+    wanted = plain.get(kind, float)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise UsageError(f"{where} must be {wanted.__name__}", found=repr(value)[:80], mend="see `plies suites NAME`")
+    return value
+
+
+def _check_range(values: Mapping[str, Any], where: str) -> None:
+    bounds = {"max_new_tokens": (1, 1_000_000), "num_fewshot": (0, 1000), "temperature": (0.0, 100.0), "top_p": (1e-9, 1.0),
+              "top_k": (0, 1_000_000), "chance": (0.0, 1.0)}  # fmt: skip
+    for key, (low, high) in bounds.items():
+        if key in values and not low <= values[key] <= high:
+            raise UsageError(f"{where}: `{key}` must lie in [{low:g}, {high:g}]", found=repr(values[key]), mend=f"{key}: {high:g} at most")
+
+
+def _known_keys(raw: Any, known: Iterable[str], where: str) -> dict[str, Any]:
+    known = tuple(known)
+    if not isinstance(raw, Mapping):
+        raise UsageError(f"{where} must be a mapping", found=type(raw).__name__, mend="see `plies suites miniature`")
+    for key in raw:
+        if key not in known:
+            raise UsageError(f"{where}: unknown key {key!r}{nearest(str(key), known)}", found=f"known keys: {', '.join(known)}")
+    return dict(raw)
+
+
+def _text(raw: Mapping[str, Any], key: str, where: str) -> str:
+    value = raw.get(key)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{where} needs `{key}`, a text", found=repr(value)[:80], mend=f"{key}: ...")
+    return value
+
+
+def _name(task: Mapping[str, Any], where: str) -> str:
+    name = _text(task, "name", where)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UsageError(f"{where}: a task's name holds letters, digits, `_` and `-` alone", found=name, mend="name: arc_easy")
+    return name
+
+
+def _digest(specs: tuple[TaskSpec, ...], path: Path) -> str:
+    """Over the resolved settings and the bytes of the suite's own item and task files, not over comments or titles."""
+    whole = hashlib.sha256()
+    for spec in specs:
+        plain = {k: v for k, v in asdict(spec).items() if k not in ("title", "items")}
+        whole.update(canonical_json(plain).encode())
+        if spec.items is not None:
+            whole.update(spec.items.extract.encode())
+            whole.update(spec.items.path.read_bytes())
+        if spec.loglikelihood.lm_eval_file:
+            file = path.parent / spec.loglikelihood.lm_eval_file
+            if not file.is_file():
+                raise UsageError(f"suite {path.name}: {spec.loglikelihood.lm_eval_file} is not there", mend="it is relative to the suite file")
+            for part in sorted(file.parent.glob(f"{file.stem}.*")):
+                whole.update(part.read_bytes())
+    return f"sha256:{whole.hexdigest()}"
