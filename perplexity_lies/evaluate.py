@@ -73,7 +73,7 @@ def _ask(
 ) -> None:  # fmt: skip
     started = time.monotonic()
     timings: dict[str, float] = {}
-    with reporter.step(f"{checkpoint.name}: loading"):
+    with reporter.step(f"{checkpoint.name}: loading"), quarantine(run.log_path("loading")):
         engine = open_engine(engine_name, checkpoint, options)
     timings["load_s"] = time.monotonic() - started
     _same_settings(run, engine)
@@ -108,16 +108,7 @@ def _start(
         "versions": _versions(),
     }
     manifest = {
-        "checkpoint": {
-            "name": checkpoint.name,
-            "digest": checkpoint.digest,
-            "weights_digest": checkpoint.weights_digest,
-            "tokenizer_digest": checkpoint.tokenizer_digest,
-            "config_digest": checkpoint.config_digest,
-            "model_type": checkpoint.model_type,
-            "parameters": checkpoint.parameters,
-            "dtype": checkpoint.dtype,
-        },
+        "checkpoint": checkpoint.describe(),
         "suite": {"name": suite.name, "title": suite.title, "digest": suite.digest, "limit": limit},
         "datasets": datasets,
         "settings": {},

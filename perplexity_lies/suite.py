@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -162,7 +163,8 @@ class Mirror:
 
 
 def open_mirror(path: Path | str | None) -> Mirror:
-    """The mirror at `path`. Raises MissingError when a path is given and is not a directory."""
+    """The mirror at `path`, else at PLIES_DATA, else none. Raises MissingError when what is named is not a directory."""
+    path = path if path is not None else os.environ.get("PLIES_DATA") or None
     if path is not None and not Path(path).is_dir():
         raise MissingError(f"--data {path} is not a directory", found="nothing there", mend="--data DIR in hub layout: DIR/org/name")
     return Mirror(Path(path) if path is not None else None)

@@ -54,7 +54,7 @@ def quarantine(log: Path) -> Iterator[None]:
         stack.enter_context(_switches(cache))
         stack.enter_context(contextlib.redirect_stdout(file))
         stack.enter_context(contextlib.redirect_stderr(file))
-        logging.getLogger().handlers[:] = [logging.StreamHandler(file)]
+        _send_logs_to(logging.StreamHandler(file))
         yield
 
 
@@ -87,6 +87,16 @@ def _logging() -> Iterator[None]:
         for name, logger in root.manager.loggerDict.items():
             if name not in known and isinstance(logger, logging.Logger):
                 logger.handlers.clear()
+
+
+def _send_logs_to(handler: logging.Handler) -> None:
+    """Every logger speaks through the root, and the root to `handler` alone (transformers' own handler writes to the terminal)."""
+    root = logging.getLogger()
+    for logger in root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.handlers.clear()
+            logger.propagate = True
+    root.handlers[:] = [handler]
 
 
 def _state(logger: logging.Logger) -> tuple[int, list[logging.Handler], bool, bool]:

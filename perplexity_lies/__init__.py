@@ -1,0 +1,43 @@
+"""Perplexity Lies: what do a checkpoint's log-likelihood scores hide?
+
+    import perplexity_lies as plies
+    comparison = plies.compare("builtin:teacher", "builtin:student", suite="miniature")
+    comparison.gaps            # data frame: scores and gaps with intervals, by task and protocol
+    comparison.items           # data frame: every paired item, both protocols, both checkpoints
+
+Names are resolved when they are first used, so that importing the package loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perplexity_lies.api import compare, evaluate
+    from perplexity_lies.compare import compare_runs
+    from perplexity_lies.comparison import Comparison, load_comparison
+    from perplexity_lies.errors import PliesError
+    from perplexity_lies.gate import decide
+    from perplexity_lies.store import open_run
+
+__all__ = ["Comparison", "PliesError", "compare", "compare_runs", "decide", "evaluate", "load_comparison", "open_run"]
+
+_HOMES = {
+    "compare": "perplexity_lies.api",
+    "evaluate": "perplexity_lies.api",
+    "compare_runs": "perplexity_lies.compare",
+    "Comparison": "perplexity_lies.comparison",
+    "load_comparison": "perplexity_lies.comparison",
+    "PliesError": "perplexity_lies.errors",
+    "decide": "perplexity_lies.gate",
+    "open_run": "perplexity_lies.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found  # a function may bear the name of its module: keep the function
+    return found
