@@ -299,7 +299,7 @@ def stored_dtype(tensors: Sequence[StoredTensor]) -> str:
 
 
 class _Meter:
-    """A bar of bytes with an estimate, on standard error, that does not show before `QUIET_S`."""
+    """A bar of bytes with an estimate, on standard error where that is a terminal, not before `QUIET_S`."""
 
     def __init__(self, title: str, total_bytes: int) -> None:
         self._title, self._total = title, total_bytes
@@ -317,7 +317,8 @@ class _Meter:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            console = Console(stderr=True)
+            self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
             self._bar.add_task(self._title, total=self._total)
             self._bar.start()
         if self._bar is not None:

@@ -19,6 +19,8 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2, "max_position_embeddings": 512},
     "qwen3": {"num_key_value_heads": 2, "max_position_embeddings": 512, "head_dim": 8},
     "gpt_neox": {"max_position_embeddings": 512},
+    "gpt2": {"n_positions": 512},
+    "mamba": {},
 }
 """`model_type` -> what it adds to the common sizes below."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +55,17 @@ def test_parts_are_read_off_the_files(tiny_checkpoint) -> None:
     assert (checkpoint.dtype, checkpoint.kind, checkpoint.revision) == ("bfloat16", "local", "")
     assert checkpoint.has_chat_template and not checkpoint.trust_remote_code and not checkpoint.allow_pickle
     assert "path" not in checkpoint.describe() and checkpoint.describe()["digest"] == checkpoint.digest
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt_neox", "gpt2", "mamba"])
+def test_families_pass_and_are_counted(tiny_checkpoint, model_type: str) -> None:
+    import transformers
+
+    directory = tiny_checkpoint(model_type)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    checkpoint = resolve(str(directory))
+    assert checkpoint.architecture == type(model).__name__
+    assert checkpoint.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_headers_agree_with_the_safetensors_library(tiny_llama: Path) -> None:
@@ -198,3 +212,30 @@ def test_real_pretrained_checkpoints(shared_models: Path) -> None:
     assert found["cardputer-chat-3m"].model_type == "gpt_neo" and found["cardputer-chat-3m"].has_chat_template
     assert found["stories260K"].parameters == 260_032 and found["tinystories-656k"].dtype == "float32"
     assert len({checkpoint.digest for checkpoint in found.values()}) == len(found)
+
+
+METER = """
+import sys
+from perplexity_lies import weights
+from perplexity_lies.checkpoint import resolve
+weights.QUIET_S, weights.CHUNK_BYTES = float(sys.argv[2]), 1 << 12
+resolve(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(("quiet_s", "terminal", "shown"), [(-1, True, True), (60, True, False), (-1, False, False)])
+def test_progress_on_a_terminal_and_not_before_its_time(
+    tiny_llama: Path, quiet_s: float, terminal: bool, shown: bool
+) -> None:
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-c", METER, str(tiny_llama), str(quiet_s)]
+    subprocess.run(command, stderr=theirs, check=True, env={**os.environ, "TERM": "xterm", "COLUMNS": "200"})
+    os.set_blocking(ours, False)
+    try:
+        written = os.read(ours, 1 << 16)
+    except BlockingIOError:
+        written = b""
+    os.close(ours)
+    os.close(theirs)
+    assert (b"hashing" in written) is shown
+    assert written == b"" or shown
