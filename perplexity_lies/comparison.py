@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perplexity_lies.errors import UsageError
-from perplexity_lies.gap import RULE_OF_THREE, Estimate
+from perplexity_lies.gap import DECIMALS, RULE_OF_THREE, Estimate
 from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS
 
 if TYPE_CHECKING:
     import pandas
 
 FORMAT = 1
-DECIMALS = 6
-"""Of every float in `comparison.json`; above any difference in floating-point summation order."""
 SIDES = ("teacher", "student")
 
 
@@ -323,9 +321,9 @@ def _item_line(item: PairedItem) -> dict[str, Any]:
             line[f"{protocol}_{side}_status"] = reply.status if reply else None
             line[f"{protocol}_{side}_answer"] = reply.answer if reply else None
             if protocol == LOGLIKELIHOOD:
-                line[f"{side}_loglikelihoods_nats"] = cell.choice_loglikelihoods_nats if cell else ()
+                line[f"{protocol}_{side}_nats"] = cell.choice_loglikelihoods_nats if cell else ()
             else:
-                line[f"{side}_text"] = reply.text if reply else None
+                line[f"{protocol}_{side}_text"] = reply.text if reply else None
     return line
 
 

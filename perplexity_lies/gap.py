@@ -27,6 +27,8 @@ RESAMPLES = 10_000
 CONFIDENCE = 0.95
 BLOCK_CELLS = 2_000_000
 """Resample counts held in memory at once (8 bytes each)."""
+DECIMALS = 6
+"""Of estimates in percent: above differences in summation order, so that what is shown is what was stored."""
 
 SCORE = (1.0,)
 """Contrast over columns (score)."""
@@ -115,7 +117,7 @@ def estimate(strata: Sequence[Stratum], contrast: Sequence[float]) -> Estimate:
     values = [float(stratum.cells.mean(axis=0) @ weights) for stratum in strata]
     value, n, units = float(np.mean(values)), sum(len(s.cells) for s in strata), sum(s.units for s in strata)
     if any(stratum.units < 2 for stratum in strata):
-        return Estimate(value=100 * value, low=None, high=None, n=n, units=units, method=NO_INTERVAL)
+        return Estimate(value=_percent(value), low=None, high=None, n=n, units=units, method=NO_INTERVAL)
 
     draws = np.mean([stratum.draws @ weights for stratum in strata], axis=0)
     tail = (1 - CONFIDENCE) / 2
@@ -124,7 +126,11 @@ def estimate(strata: Sequence[Stratum], contrast: Sequence[float]) -> Estimate:
     if float(np.ptp(draws)) < 1e-12:
         low, high = _rule_of_three(values, min(stratum.units for stratum in strata), weights)
         method = RULE_OF_THREE
-    return Estimate(value=100 * value, low=100 * low, high=100 * high, n=n, units=units, method=method)
+    return Estimate(value=_percent(value), low=_percent(low), high=_percent(high), n=n, units=units, method=method)
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, DECIMALS) + 0.0  # + 0.0 makes -0.0 and 0.0 one
 
 
 def _rule_of_three(values: Sequence[float], units: int, weights: Floats) -> tuple[float, float]:

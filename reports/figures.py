@@ -20,6 +20,8 @@ COLOURS = {LOGLIKELIHOOD: "#2f8fd0", GENERATION: "#d9601a", "hidden gap": "#8b6f
 SYMBOLS = {LOGLIKELIHOOD: "circle", GENERATION: "square", "hidden gap": "diamond"}
 SPOKEN = {LOGLIKELIHOOD: "log-likelihood", GENERATION: "generation", "hidden gap": "hidden gap"}
 GREY = "#8a8f98"
+LABEL_CHARACTERS = 24
+"""Beyond this a task's name would leave the plot no width on a phone."""
 ROW_PX = 52
 FRAME_PX = 96
 """Legend and axis, above and below the rows."""
@@ -29,7 +31,8 @@ def _label(row: TaskRow, comparison: Comparison) -> str:
     """plotly reads a little HTML in labels; a task's name is not HTML."""
     if row is comparison.overall:
         return "<b>overall</b>"
-    return html.escape(row.task, quote=False)
+    name = row.task if len(row.task) <= LABEL_CHARACTERS else row.task[: LABEL_CHARACTERS - 1] + "…"
+    return html.escape(name, quote=False)
 
 
 def _figure(comparison: Comparison, x_title: str) -> go.Figure:
@@ -44,12 +47,23 @@ def _figure(comparison: Comparison, x_title: str) -> go.Figure:
         font={"family": "inherit", "size": 13, "color": GREY},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False},
         hoverlabel={"font": {"family": "inherit", "size": 13}},
-        xaxis={"title": {"text": x_title, "standoff": 8}, "gridcolor": "rgba(138,143,152,0.22)", "zeroline": False,
-               "fixedrange": True},
-        yaxis={"tickmode": "array", "tickvals": [-i for i in range(len(rows))], "showgrid": False, "zeroline": False,
-               "ticktext": [_label(row, comparison) for row in rows], "range": [0.6 - len(rows), 0.6],
-               "automargin": True, "fixedrange": True},
-    )  # fmt: skip
+        xaxis={
+            "title": {"text": x_title, "standoff": 8, "font": {"size": 13}},
+            "gridcolor": "rgba(138,143,152,0.22)",
+            "zeroline": False,
+            "fixedrange": True,
+        },
+        yaxis={
+            "tickmode": "array",
+            "tickvals": [-i for i in range(len(rows))],
+            "ticktext": [_label(row, comparison) for row in rows],
+            "range": [0.6 - len(rows), 0.6],
+            "showgrid": False,
+            "zeroline": False,
+            "automargin": True,
+            "fixedrange": True,
+        },
+    )
     if comparison.overall and comparison.tasks:
         figure.add_hline(y=0.5 - len(comparison.tasks), line={"color": GREY, "width": 1, "dash": "dot"})
     return figure
@@ -115,7 +129,7 @@ def scores(comparison: Comparison) -> go.Figure:
 def gaps(comparison: Comparison) -> go.Figure:
     """The gap under each protocol and the hidden gap, percentage points, with 95 % intervals."""
     figure = _figure(comparison, "student minus teacher, percentage points")
-    figure.add_vline(x=0, line={"color": GREY, "width": 1.5})
+    figure.add_vline(x=0, line={"color": GREY, "width": 1.5}, layer="below")
     kinds: tuple[tuple[str, float, Callable[[TaskRow], Estimate | None]], ...] = (
         (LOGLIKELIHOOD, 0.24, lambda row: row.loglikelihood.gap if row.loglikelihood else None),
         (GENERATION, 0.0, lambda row: row.generation.gap if row.generation else None),

@@ -220,6 +220,7 @@
 
   const draw = () => {
     for (const [name, chart] of Object.entries(data("data-figures"))) {
+      at(`chart-${name}`).style.height = `${chart.layout.height}px`; // plotly leaves it open, and print collapses it
       Plotly.newPlot(at(`chart-${name}`), chart.data, chart.layout, { displayModeBar: false, responsive: true });
     }
   };

@@ -65,7 +65,10 @@ TASKS = {
 
 def _reply(rng, gold, right):
     if right:
-        return {"text": f"{rng.randint(2, 9)} + {rng.randint(2, 9)} = ... so the answer is\nanswer : {gold}", "answer": gold}
+        return {
+            "text": f"{rng.randint(2, 9)} + {rng.randint(2, 9)} = ... so the answer is\nanswer : {gold}",
+            "answer": gold,
+        }
     kind = rng.random()
     if kind < 0.08:
         return {"text": "answer answer answer " * 12, "status": Status.TRUNCATED, "finish_reason": "length",
@@ -83,7 +86,9 @@ def _two_records(rng, task, item, right_ranked, right_generated):
     shown.shuffle(choices)
     best = choices.index(gold) if right_ranked else next(i for i, c in enumerate(choices) if c != gold)
     nats = tuple(-rng.uniform(0.2, 2.0) if i == best else -rng.uniform(3, 12) for i in range(4))
-    prompt = f"<user> what is {shown.randint(2, 9)} + {shown.randint(2, 9)} - {shown.randint(2, 9)} + {gold} ? <assistant>"
+    prompt = (
+        f"<user> what is {shown.randint(2, 9)} + {shown.randint(2, 9)} - {shown.randint(2, 9)} + {gold} ? <assistant>"
+    )
     yield record(task, item, LOGLIKELIHOOD, float(right_ranked), prompt=prompt, gold=gold, choices=tuple(choices),
                  choice_loglikelihoods_nats=nats, choice_is_greedy=tuple(i == best for i in range(4)),
                  gold_index=choices.index(gold), answer=choices[best])  # fmt: skip
@@ -106,7 +111,9 @@ def demo_pair(folder: Path, *, items: int = 60, limit: int | None = None) -> tup
             found
             for task, (_, *chances) in TASKS.items()
             for i in range(items)
-            for found in _two_records(rng, task, f"{i:04}", rng.random() < chances[side], rng.random() < chances[2 + side])
+            for found in _two_records(
+                rng, task, f"{i:04}", rng.random() < chances[side], rng.random() < chances[2 + side]
+            )
         ]
         runs.append(write_run(folder / name.split(":")[1], records, name=name, tasks=tasks, suite={"limit": limit}))
     return runs[0], runs[1]

@@ -1,0 +1,108 @@
+"""The gate: non-inferiority of the generation gap."""
+
+import pytest
+
+from perplexity_lies.compare import compare_runs
+from perplexity_lies.errors import UsageError
+from perplexity_lies.gap import BOOTSTRAP, NO_INTERVAL, Estimate
+from perplexity_lies.gate import Outcome, decide, judge
+from perplexity_lies.records import GENERATION, LOGLIKELIHOOD
+
+LL, GEN = LOGLIKELIHOOD, GENERATION
+
+
+def right(k, n=400):
+    return [1] * k + [0] * (n - k)
+
+
+@pytest.fixture
+def compared(handmade, tmp_path):
+    """A comparison whose tasks have these generation scores: {task: (teacher, student)}."""
+
+    def of(scores):
+        runs = [
+            handmade.scores_run(
+                tmp_path / name,
+                {
+                    (task, protocol): right(400) if protocol == LL else columns[side]
+                    for task, columns in scores.items()
+                    for protocol in (LL, GEN)
+                },
+                name=name,
+            )
+            for side, name in enumerate(("teacher", "student"))
+        ]
+        return compare_runs(*runs, resamples=2000)
+
+    return of
+
+
+def found(low, high):
+    return Estimate(value=(low + high) / 2, low=low, high=high, n=100, units=100, method=BOOTSTRAP)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (-2.9, 1, Outcome.PASS),
+        (-3, 1, Outcome.INCONCLUSIVE),
+        (-9, -3, Outcome.INCONCLUSIVE),
+        (-9, -3.1, Outcome.REGRESS),
+        (1, 4, Outcome.PASS),
+    ],
+)
+def test_judging_one_interval(low, high, outcome):
+    assert judge(found(low, high), 3.0) is outcome
+
+
+def test_no_interval_is_inconclusive():
+    one = Estimate(value=0, low=None, high=None, n=1, units=1, method=NO_INTERVAL)
+    assert judge(one, 3.0) is Outcome.INCONCLUSIVE
+
+
+def test_pass(compared):
+    verdict = decide(compared({"a": (right(360), right(358))}), 3.0)
+    assert (verdict.outcome, verdict.exit_code) == (Outcome.PASS, 0)
+    assert [row.task for row in verdict.rows] == ["a", "overall"]
+
+
+def test_regress(compared):
+    verdict = decide(compared({"a": (right(360), right(250))}), 3.0)
+    assert (verdict.outcome, verdict.exit_code) == (Outcome.REGRESS, 1)
+    assert "−27.5 pp" in verdict.reason and "−3 pp" in verdict.reason
+
+
+def test_inconclusive_tells_how_many_would_do(compared):
+    comparison = compared({"a": (right(360), right(345))})
+    verdict = decide(comparison, 5.0)
+    assert (verdict.outcome, verdict.exit_code) == (Outcome.INCONCLUSIVE, 4)
+    needed = verdict.rows[-1].units_needed
+    assert needed > 400 and str(needed) in verdict.reason
+
+
+def test_a_task_that_regresses_is_not_hidden_by_the_mean(compared):
+    tasks = {f"fine{i}": (right(300), right(330)) for i in range(4)}
+    verdict = decide(compared({**tasks, "broken": (right(360), right(250))}), 3.0)
+    assert verdict.rows[-1].outcome is Outcome.PASS
+    assert verdict.outcome is Outcome.REGRESS
+    assert verdict.reason.startswith("broken −27.5 pp")
+
+
+def test_the_gate_ignores_the_loglikelihood_gap(handmade, tmp_path):
+    runs = [
+        handmade.scores_run(tmp_path / name, {("a", LL): ranked, ("a", GEN): right(300)}, name=name)
+        for name, ranked in (("t", right(400)), ("s", right(10)))
+    ]
+    assert decide(compare_runs(*runs, resamples=200), 3.0).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize("margin", [0, -1, 101, float("nan")])
+def test_margins_that_make_no_sense_are_refused(compared, margin):
+    with pytest.raises(UsageError, match="margin"):
+        decide(compared({"a": (right(300), right(300))}), margin)
+
+
+def test_nothing_generated_is_refused(handmade, tmp_path):
+    runs = [handmade.scores_run(tmp_path / name, {("a", LL): right(300)}, name=name) for name in "ts"]
+    with pytest.raises(UsageError, match="nothing to judge"):
+        decide(compare_runs(*runs, resamples=50), 3.0)

@@ -1,0 +1,58 @@
+"""The terminal report at the widths that people have."""
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+from perplexity_lies.compare import compare_runs
+from perplexity_lies.records import LOGLIKELIHOOD
+from reports.terminal import render
+
+
+def printed(comparison, width, encoding="utf-8"):
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
+    Console(width=width, file=file, force_terminal=False, legacy_windows=False).print(render(comparison))
+    file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
+def test_fits_and_says_everything_at_any_width(demo, width):
+    text = printed(demo, width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    for row in demo.tasks:
+        assert row.task in text
+    for word in ("overall", "PARTIAL", "builtin:student"):
+        assert word in text
+    gap = demo.overall.hidden_gap
+    assert f"{gap.value:+.1f}".replace("-", "−") in text
+
+
+def test_shows_scores_gaps_and_coverage_of_a_task(demo):
+    row = demo.tasks[2].generation
+    block = printed(demo, 60).split("arith")[1].split("recall")[0]
+    assert f"{row.teacher.score.value:.1f} → {row.student.score.value:.1f}" in block
+    assert f"answered, cut 100, 0 → {100 * row.student.coverage:.0f}, {100 * row.student.truncation:.0f} %" in block
+
+
+def test_ascii_terminals_get_ascii(demo):
+    assert "[-" in printed(demo, 100, encoding="ascii")
+
+
+def test_markup_in_a_task_name_is_text(handmade, tmp_path):
+    runs = [
+        handmade.write_run(tmp_path / side, [handmade.record("[red]t[/red]", "0", LOGLIKELIHOOD, 1.0)]) for side in "ts"
+    ]
+    comparison = compare_runs(*runs, resamples=50)
+    assert "[red]t[/red]" in printed(comparison, 120)
+    assert "no hidden gap" in printed(comparison, 120)
+
+
+def test_many_cautions_are_counted_not_printed(demo):
+    many = dataclasses.replace(demo, cautions=demo.cautions[:1] * 30)
+    assert "and 22 more cautions" in printed(many, 100)
