@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 SOURCES := perplexity_lies suites reports distill
-BENCHES = $(sort $(wildcard benchmarks/*.py))
+BENCHES = $(sort $(wildcard benchmarks/[a-z]*.py))
 
 .PHONY: demo test check bench gpu-check embedded-pair clean
 .DEFAULT_GOAL := demo

@@ -1,0 +1,184 @@
+"""Item by item: `plies` against plain lm-eval (its own `hf` model) and plain evalscope (its own checkpoint loading), fp32.
+
+    python benchmarks/parity_smoke.py CHECKPOINT... --data HUB --limit 50
+
+For each checkpoint: the same predictions under log-likelihood and log-likelihoods within 1e-3 nats; the same greedy replies,
+extracted answers and scores under generation. Prints the counts, writes them as JSON, and exits 1 when anything differs.
+The stock tools run in processes of their own, from the mirror's folder, with nothing of ours in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _provenance import provenance
+
+from perplexity_lies.evaluate import evaluate
+from perplexity_lies.protocols.base import item_name
+from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, ItemRecord
+from perplexity_lies.suite import Suite, TaskSpec, load_suite
+
+NATS = 1e-3
+"""Largest difference of a continuation's log-likelihood that counts as equal."""
+
+EVALSCOPE = """
+import json, sys
+from evalscope import TaskConfig, run_task
+asked = json.loads(sys.argv[1])
+run_task(TaskConfig(
+    model=asked["checkpoint"], model_id="plain", eval_type="llm_ckpt", model_args={"precision": "float32", "device_map": "cpu"},
+    datasets=[asked["benchmark"]], dataset_args={asked["benchmark"]: asked["dataset_args"]}, dataset_hub="local",
+    generation_config={"max_tokens": asked["max_tokens"], "do_sample": False}, limit=asked["limit"], eval_batch_size=1,
+    work_dir=asked["work"], no_timestamp=True))
+"""
+
+
+def plain_lm_eval(checkpoint: Path, suite: Suite, hub: Path, limit: int, work: Path) -> dict[str, list[dict[str, Any]]]:
+    """Samples of plain `lm_eval`, by task of the suite."""
+    stock = {
+        task.name: Path(task.loglikelihood.lm_eval or task.loglikelihood.lm_eval_file).stem for task in suite.tasks
+    }
+    stock["winogrande"] = "winogrande"
+    own = suite.path.parent / "lm_eval"
+    subprocess.run(
+        [
+            sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32",
+            "--device", "cpu", "--batch_size", "1", "--tasks", ",".join(stock.values()), "--limit", str(limit),
+            "--include_path", str(own), "--log_samples", "--output_path", str(work),
+        ],
+        cwd=hub, env=offline(), check=True, stdout=subprocess.DEVNULL, stderr=(work / "log").open("w"),
+    )  # fmt: skip
+    found = {}
+    for name, task in stock.items():
+        (path,) = work.rglob(f"samples_{task}_*.jsonl")
+        found[name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return found
+
+
+def plain_evalscope(checkpoint: Path, task: TaskSpec, folder: Path, limit: int, work: Path) -> list[dict[str, Any]]:
+    """Reviews of plain evalscope for one task, in its order."""
+    settings = task.generation
+    args: dict[str, Any] = {"local_path": str(folder), "few_shot_num": settings.num_fewshot}
+    if settings.subset:
+        args["subset_list"] = [settings.subset]
+    asked = {
+        "checkpoint": str(checkpoint), "benchmark": settings.evalscope, "dataset_args": args, "limit": limit,
+        "max_tokens": settings.max_new_tokens, "work": str(work),
+    }  # fmt: skip
+    with (work / "log").open("w") as log:
+        subprocess.run(
+            [sys.executable, "-c", EVALSCOPE, json.dumps(asked)], env=offline(), check=True, stdout=log, stderr=log
+        )
+    (path,) = (work / "reviews").rglob("*.jsonl")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return sorted(rows, key=lambda row: int(row["index"]))
+
+
+def offline() -> dict[str, str]:
+    """The environment of a stock tool: no hub, one thread (the checkpoints are tiny)."""
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **quiet}
+
+
+def compare_loglikelihood(task: TaskSpec, ours: list[ItemRecord], plain: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of items that agree, and the largest difference in nats."""
+    by_item = {record.item: record for record in ours}
+    same, largest, missing = 0, 0.0, 0
+    for sample in plain:
+        record = by_item.get(item_name(task.loglikelihood.item, sample["doc"], task.name))
+        if record is None:
+            missing += 1
+            continue
+        theirs = [float(response[0][0]) for response in sample["resps"]]
+        differences = [abs(a - b) for a, b in zip(record.choice_loglikelihoods_nats, theirs, strict=True)]
+        largest = max(largest, *differences)
+        same += max(differences) <= NATS and math.isclose(record.score, float(sample[record.metric]))
+    return {"items": len(plain), "equal": same, "missing": missing, "largest_difference_nats": largest}
+
+
+def compare_generation(ours: list[ItemRecord], plain: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of items whose prompt, reply, extracted answer and score agree."""
+    counts = {"items": len(plain), "prompt": 0, "reply": 0, "answer": 0, "score": 0, "equal": 0}
+    for record, review in zip(ours, plain, strict=True):
+        score = review["sample_score"]["score"]
+        same = {
+            "prompt": review["messages"][0]["content"] == record.prompt,
+            "reply": score["prediction"] == record.text,
+            "answer": str(score["extracted_prediction"] or "").strip() == record.answer,
+            "score": float(score["value"][record.metric]) == record.score,
+        }
+        for name, equal in same.items():
+            counts[name] += equal
+        counts["equal"] += all(same.values())
+    return counts
+
+
+def main() -> None:
+    """Compare, print, write, exit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="*", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/hub"))
+    parser.add_argument("--limit", type=int, default=50)
+    parser.add_argument("--device", default="cpu", help="the stock tools are run on the CPU; anything else is skipped")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/parity_smoke.json"))
+    asked = parser.parse_args()
+    asked.checkpoints = asked.checkpoints or [Path("../shared/models") / n for n in ("tinystories-656k", "stories260K")]
+    if asked.device != "cpu" or not asked.data.is_dir():
+        print(f"parity_smoke: skipped ({'CPU only' if asked.device != 'cpu' else f'no mirror at {asked.data}'})")
+        return
+    suite, hub = load_suite("smoke"), asked.data.resolve()
+    table: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for checkpoint in (path.resolve() for path in asked.checkpoints):
+            run = evaluate(
+                str(checkpoint),
+                suite="smoke",
+                data=hub,
+                limit=asked.limit,
+                out=Path(scratch) / "ours",
+                dtype="float32",
+                device="cpu",
+            )
+            records = run.records()
+            work = Path(scratch) / f"lm-eval-{checkpoint.name}"
+            work.mkdir()
+            samples = plain_lm_eval(checkpoint, suite, hub, asked.limit, work)
+            for task in suite.tasks:
+                work = Path(scratch) / f"evalscope-{checkpoint.name}-{task.name}"
+                work.mkdir()
+                reviews = plain_evalscope(checkpoint, task, folder_of(hub, task.generation.dataset), asked.limit, work)
+                ours = {
+                    p: [r for r in records if r.task == task.name and r.protocol == p]
+                    for p in (LOGLIKELIHOOD, GENERATION)
+                }
+                row = {
+                    LOGLIKELIHOOD: compare_loglikelihood(task, ours[LOGLIKELIHOOD], samples[task.name]),
+                    GENERATION: compare_generation(ours[GENERATION], reviews),
+                }
+                table.setdefault(checkpoint.name, {})[task.name] = row
+                print(checkpoint.name, task.name, json.dumps(row), flush=True)
+    equal = all(row[p]["equal"] == row[p]["items"] for tasks in table.values() for row in tasks.values() for p in row)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(
+        json.dumps({"limit": asked.limit, "all_equal": equal, "checkpoints": table, **provenance()}, indent=1) + "\n"
+    )
+    print("all equal" if equal else "DIFFERENCES", asked.out)
+    sys.exit(0 if equal else 1)
+
+
+def folder_of(hub: Path, dataset: str) -> Path:
+    """Where a dataset lies in the mirror."""
+    aliases = json.loads((hub / "ALIASES.json").read_text()) if (hub / "ALIASES.json").exists() else {}
+    return hub / (dataset if (hub / dataset).is_dir() else aliases[dataset])
+
+
+if __name__ == "__main__":
+    main()
