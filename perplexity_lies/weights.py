@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,35 +32,21 @@ MAX_HEADER_BYTES = 100_000_000
 QUIET_S = 2.0
 """No progress bar before this many seconds."""
 
+ZIP_START = b"PK\x03\x04"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 AGAIN = "save or copy the checkpoint again; from the hub: hf download ORG/NAME --force-download"
 TRAINER_STATE = ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state")
 """Beginnings of the names of pickle files that a trainer leaves and that are not weights."""
 
-DTYPE_BITS = {
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
+DTYPES_BY_BITS = {
+    4: "F4",
+    6: "F6_E2M3 F6_E3M2",
+    8: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+    16: "I16 U16 F16 BF16",
+    32: "I32 U32 F32",
+    64: "I64 U64 F64 C64",
 }
+DTYPE_BITS = {dtype: bits for bits, dtypes in DTYPES_BY_BITS.items() for dtype in dtypes.split()}
 NOT_FINITE = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7F80_0000),
@@ -89,15 +77,11 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether `path` is the few lines that git-lfs leaves in place of a file that was not pulled."""
-    with path.open("rb") as file:
-        return file.read(len(LFS_POINTER)) == LFS_POINTER
-
-
 def refuse_lfs_pointer(name: str, path: Path) -> None:
-    """Raises CheckpointError where git-lfs left a pointer in place of `path`."""
-    if is_lfs_pointer(path):
+    """Raises CheckpointError where git-lfs left a pointer, a few lines of text, in place of `path`."""
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
         raise CheckpointError(
             f"checkpoint {name!r} was cloned without its large files",
             found=f"{path.name} is a git-lfs pointer of {path.stat().st_size} bytes",
@@ -201,7 +185,7 @@ def _parse_header(name: str, path: Path, file: BinaryIO, size: int) -> tuple[dic
     start = file.read(8)
     if size == 0:
         raise _broken(name, path, "an empty weights file", "0 bytes")
-    if start.startswith(b"PK\x03\x04"):
+    if start.startswith(ZIP_START):
         raise _broken(
             name, path, "a pickle under the name of a safetensors file", "begins with PK (a torch.save archive)"
         )
@@ -382,15 +366,31 @@ def digest_tensors(name: str, tensors: Sequence[StoredTensor]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def _check_pickle(name: str, path: Path) -> int:
+    """Size of what torch.save may have written: a whole zip archive or, before torch 1.6, a bare pickle."""
+    refuse_lfs_pointer(name, path)
+    size = path.stat().st_size
+    if size == 0:
+        raise _broken(name, path, "an empty weights file", "0 bytes")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start != ZIP_START and start[0] != pickle.PROTO[0]:
+        raise _broken(name, path, "weights that torch.save did not write", f"begins with {start!r}")
+    if start == ZIP_START and not zipfile.is_zipfile(path):
+        raise _broken(name, path, "truncated weights", f"{size:,} bytes of a zip archive without its end")
+    return size
+
+
 def digest_files(name: str, files: Sequence[Path]) -> str:
-    """`sha256:...` over the bytes of `files` (pickle weights), whatever their names and order."""
+    """`sha256:...` over the bytes of `files` (pickle weights), whatever their names and order.
+
+    Raises CheckpointError for files that torch.save did not write or not to the end.
+    """
     digests = []
-    with _Meter(f"hashing {name}", sum(path.stat().st_size for path in files)) as meter:
-        for path in files:
-            refuse_lfs_pointer(name, path)
-            digest, size = hashlib.sha256(), path.stat().st_size
-            if size == 0:
-                raise _broken(name, path, "an empty weights file", "0 bytes")
+    sizes = [_check_pickle(name, path) for path in files]
+    with _Meter(f"hashing {name}", sum(sizes)) as meter:
+        for path, size in zip(files, sizes, strict=True):
+            digest = hashlib.sha256()
             with path.open("rb") as file:
                 for chunk in _chunks(file, 0, size):
                     digest.update(chunk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import pty
 import shutil
 import subprocess
@@ -153,12 +154,27 @@ def test_remote_code_enters_the_config_digest_where_it_is_allowed(llama_copy: Pa
     assert before.config_digest != after.config_digest and before.trust_remote_code
 
 
+class RunsCode:
+    """Pickled, a shell command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
 def test_pickle_is_hashed_and_not_opened(llama_copy: Path) -> None:
     (llama_copy / "model.safetensors").unlink()
-    (llama_copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    weights, trace = llama_copy / "pytorch_model.bin", llama_copy / "trace"
+    weights.write_bytes(pickle.dumps(RunsCode(f"touch {trace}")))
+    pickle.loads(weights.read_bytes())
+    assert trace.exists(), "opening this pickle runs code"
+    trace.unlink()
     checkpoint = resolve(str(llama_copy), allow_pickle=True)
     assert (checkpoint.allow_pickle, checkpoint.dtype, checkpoint.parameters) == (True, "unknown", 0)
-    (llama_copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'fake.'\ntR.")
+    assert not trace.exists()
+    weights.write_bytes(pickle.dumps(RunsCode("true")))
     assert resolve(str(llama_copy), allow_pickle=True).weights_digest != checkpoint.weights_digest
 
 

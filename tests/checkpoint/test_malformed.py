@@ -316,7 +316,15 @@ def test_pickle_allowed_but_under_a_name_that_is_not_loaded(llama_copy: Path) ->
     assert "pytorch_model.bin" in " ".join(caught.value.mend)
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "empty weights file"), (LFS, "without its large files")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty weights file"),
+        (LFS, "without its large files"),
+        (b"<html>", "torch.save did not write"),
+        (b"PK\x03\x04" + bytes(99), "truncated weights"),
+    ],
+)
 def test_pickle_allowed_but_broken(llama_copy: Path, content: bytes, words: str) -> None:
     instead_of_weights("pytorch_model.bin", content)(llama_copy)
     with pytest.raises(CheckpointError, match=words):
