@@ -14,6 +14,8 @@ from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS
 
 SATURATED_PERCENT = 99.0
 """Log-likelihood score of both checkpoints from which that protocol has no room left to show a gap."""
+FLOOR_PERCENT = 1.0
+"""Generation score of both checkpoints up to which that protocol has no room left to show a loss."""
 COVERAGE_FLOOR = 0.95
 TRUNCATION_CEILING = 0.05
 FEW_ITEMS = 100
@@ -27,7 +29,7 @@ def _of_score(task: str, found: ProtocolRow, side_name: str) -> Iterator[Caution
     spoken = SPOKEN[found.protocol]
     whose = f"the {side_name}'s {spoken}"
     if found.chance is not None and side.score.low is not None and side.score.low <= 100 * found.chance:
-        text = f"{whose} score, {side.score.value:.1f} %, is not above guessing ({100 * found.chance:.1f} %)"
+        text = f"{whose} score, {side.score.value:.1f} %, cannot be told from guessing ({100 * found.chance:.1f} %)"
         yield Caution(kind="chance", task=task, text=text)
     if side.coverage < COVERAGE_FLOOR:
         rest = ", ".join(f"{n} {status}" for status, n in side.statuses.items() if status != "scored")
@@ -48,6 +50,10 @@ def _of_row(row: TaskRow) -> Iterator[Caution]:
             "it has no room left to show a gap, so a hidden gap is in part its ceiling"
         )
         yield Caution(kind="saturated", task=row.task, text=text)
+    if generated and max(generated.teacher.score.value, generated.student.score.value) <= FLOOR_PERCENT:
+        scores = f"{generated.teacher.score.value:.1f} and {generated.student.score.value:.1f} %"
+        text = f"generation is at its floor ({scores}): there is no score left to lose, so this task cannot show a generation gap"
+        yield Caution(kind="floor", task=row.task, text=text)
     for found in (ranked, generated):
         if found is None:
             continue

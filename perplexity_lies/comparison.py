@@ -201,8 +201,8 @@ class Comparison:
         if row is None or row.loglikelihood is None or row.generation is None or row.hidden_gap is None:
             return "No task has items paired under both protocols, so there is no hidden gap to report."
         first = (
-            f"By log-likelihood the student is {_behind(row.loglikelihood.gap.value)} its teacher; "
-            f"asked to generate, it is {_behind(row.generation.gap.value)}."
+            f"By log-likelihood the student is {_standing(row.loglikelihood.gap.value, 'its teacher')}; "
+            f"asked to generate, it is {_standing(row.generation.gap.value)}."
         )
         return f"{first} {_hidden_sentence(row.hidden_gap, row.loglikelihood.gap.value)}"
 
@@ -246,11 +246,11 @@ def interval(found: Estimate, *, sign: bool = True) -> str:
     return f"[{low}, {high}]"
 
 
-def _behind(gap_pp: float) -> str:
+def _standing(gap_pp: float, whom: str = "") -> str:
     size = f"{abs(gap_pp):.1f}"
     if size == "0.0":
-        return "level with"
-    return f"{size} pp {'behind' if gap_pp < 0 else 'ahead of'}"
+        return "level with its teacher"
+    return f"{size} pp {'behind' if gap_pp < 0 else 'ahead of' if whom else 'ahead'} {whom}".rstrip()
 
 
 def _hidden_sentence(found: Estimate, loglikelihood_gap_pp: float) -> str:

@@ -9,6 +9,9 @@ Bars to Evals" (arXiv:2411.00640, sections 2.2 and 4.2), with a percentile boots
 A percentile interval over items that never disagree is a point. It is replaced by a bound in the manner of the rule of
 three: had more than -ln(0.05)/n of the items differed, n draws would have met one with 95 % confidence.
 
+Simulated coverage of the 95 % interval of a gap: 96 % at n = 150 (90 against 70 % right), but 90 % at n = 220 near the
+ceiling (99.5 against 99 %), where a handful of items decide, and 84, 91 and 94 % with 4, 10 and 30 clusters of 20.
+
 Knows nothing of records, files, tasks or checkpoints.
 """
 

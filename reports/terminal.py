@@ -1,7 +1,7 @@
 """A comparison in a terminal: the headline, one table, what to know before believing it.
 
-From about 96 columns the table has a column for each number; below that every task is a short block of lines. Knows
-nothing of how the numbers were made.
+Where the table with a column for each number does not fit (it needs about 90 columns), every task is a short block of
+lines. Knows nothing of how the numbers were made.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from perplexity_lies.comparison import Comparison, ProtocolRow, TaskRow, interval, signed
+from perplexity_lies.comparison import Caution, Comparison, ProtocolRow, TaskRow, interval, signed
 from perplexity_lies.gap import RULE_OF_THREE, Estimate
 
-WIDE_COLUMNS = 96
-CAUTIONS_SHOWN = 8
+TASK_COLUMNS = 20
+"""Longer names fold."""
 ASCII = str.maketrans({"−": "-", "→": ">", "–": "-"})
 
 
@@ -62,7 +62,7 @@ def _answered(found: ProtocolRow | None, between: str) -> str:
 
 def _wide(comparison: Comparison) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("task\nn", overflow="fold", min_width=10)
+    table.add_column("task\nn", overflow="fold", max_width=TASK_COLUMNS)
     for header in (
         "log-lik %\nT, S",
         "gap, pp\n[95 %]",
@@ -109,12 +109,13 @@ def _notes(comparison: Comparison) -> Iterator[RenderableType]:
     found = [gap for row in comparison.rows for gap in _gaps(row)]
     if any(gap.method == RULE_OF_THREE for gap in found):
         yield Text("* no two items differ: the bound is what n items cannot exclude (rule of three)", style="dim")
-    cautions = comparison.cautions
-    for caution in cautions[:CAUTIONS_SHOWN]:
-        where = f"{caution.task}: " if caution.task else ""
-        yield Text("! ", style="yellow").append(f"{where}{caution.text}", style="not bold default")
-    if len(cautions) > CAUTIONS_SHOWN:
-        yield Text(f"! and {len(cautions) - CAUTIONS_SHOWN} more cautions, in the report", style="yellow")
+    by_kind: dict[str, list[Caution]] = {}
+    for caution in comparison.cautions:
+        by_kind.setdefault(caution.kind, []).append(caution)
+    for kind, same in by_kind.items():
+        where = ", ".join(dict.fromkeys(caution.task for caution in same if caution.task))
+        said = same[0].text if len(same) == 1 else f"{kind} ({len(same)} cautions, in the report)"
+        yield Text("! ", style="yellow").append(f"{where}: {said}" if where else said, style="not bold default")
 
 
 def _gaps(row: TaskRow) -> Iterator[Estimate]:
@@ -137,8 +138,9 @@ class _Rendered:
         parts: list[RenderableType] = [Text(names, style="dim"), Text(comparison.headline(), style="bold")]
         if comparison.partial:
             parts.append(Text(f"PARTIAL: at most {comparison.limit} items per task were asked.", style="bold yellow"))
-        if options.max_width >= WIDE_COLUMNS:
-            parts.append(_wide(comparison))
+        table = _wide(comparison)
+        if table.__rich_measure__(console, options.update(max_width=10_000)).maximum <= options.max_width:
+            parts.append(table)
         else:
             parts += [*_narrow(comparison), Text("")]
         parts += _notes(comparison)

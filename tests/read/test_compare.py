@@ -282,6 +282,28 @@ def test_headline_says_no_more_than_the_interval(by_scores, student, said):
     assert said in by_scores({("a", LL): RIGHT_80, ("a", GEN): RIGHT_80}, student).headline()
 
 
+@pytest.mark.parametrize(
+    ("ranked", "generated", "said"),
+    [
+        (
+            RIGHT_50,
+            RIGHT_80,
+            "the student is 30.0 pp behind its teacher; asked to generate, it is level with its teacher.",
+        ),
+        (RIGHT_80, RIGHT_50, "the student is level with its teacher; asked to generate, it is 30.0 pp behind."),
+        ([1] * 100, [1] * 100, "the student is 20.0 pp ahead of its teacher; asked to generate, it is 20.0 pp ahead."),
+    ],
+)
+def test_headline_tells_where_the_student_stands(by_scores, ranked, generated, said):
+    teacher = {("a", LL): RIGHT_80, ("a", GEN): RIGHT_80}
+    assert said in by_scores(teacher, {("a", LL): ranked, ("a", GEN): generated}).headline()
+
+
+def test_a_task_that_no_one_can_generate_cannot_show_a_gap(by_scores):
+    scores = {("a", LL): RIGHT_80, ("a", GEN): [0] * 100}
+    assert "floor" in kinds(by_scores(scores, scores), "a")
+
+
 def test_headline_without_an_interval(by_scores):
     headline = by_scores({("a", LL): [1], ("a", GEN): [1]}, {("a", LL): [1], ("a", GEN): [0]}).headline()
     assert "too few items" in headline
