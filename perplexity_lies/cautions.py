@@ -52,7 +52,7 @@ def _of_row(row: TaskRow) -> Iterator[Caution]:
         yield Caution(kind="saturated", task=row.task, text=text)
     if generated and max(generated.teacher.score.value, generated.student.score.value) <= FLOOR_PERCENT:
         scores = f"{generated.teacher.score.value:.1f} and {generated.student.score.value:.1f} %"
-        text = f"generation is at its floor ({scores}): there is no score left to lose, so this task cannot show a generation gap"
+        text = f"generation is at its floor ({scores}): no score is left to lose, so it cannot show a gap"
         yield Caution(kind="floor", task=row.task, text=text)
     for found in (ranked, generated):
         if found is None:
