@@ -2,7 +2,8 @@
 
 Versions are read from the installed packages' metadata and held against the ranges of our own, so that pyproject.toml
 stays the one place that names them. Nothing heavy is imported: torch only where a CUDA driver answers.
-Knows nothing of commands: `cli` prints `render(report())` and leaves with `exit_code`.
+Knows nothing of commands: `cli` prints `render(report())` and leaves with `exit_code`; whatever needs an extra calls
+`require` first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perplexity_lies.checkpoint import BUILTINS, resolve
-from perplexity_lies.errors import EXIT_MISSING, PliesError
+from perplexity_lies.errors import EXIT_MISSING, MissingError, PliesError
 
 DISTRIBUTION = "perplexity-lies"
 
@@ -54,6 +55,8 @@ PURPOSES = {
 
 EXTRAS = ("", "torch", "eval", "fla", "vllm")
 """In the order of the report; the empty one is what every installation has."""
+INCLUDES = {"eval": ("torch", "eval"), "fla": ("torch", "fla")}
+"""Extras that bring others."""
 DEMO_EXTRAS = frozenset({"", "torch", "eval"})
 """Without these `plies demo` cannot run."""
 
@@ -223,6 +226,18 @@ def _builtin(word: str) -> Finding:
 def exit_code(findings: Sequence[Finding]) -> int:
     """3 where something that `plies demo` needs is not there or not as it should be, else 0."""
     return EXIT_MISSING if any(f.for_demo and f.state is not State.OK for f in findings) else 0
+
+
+def require(asked: str, extra: str) -> None:
+    """Raises MissingError, with what to type, where a package that `extra` brings is not installed."""
+    groups = INCLUDES.get(extra, (extra,))
+    absent = [f for f in _packages() if f.group in groups and f.state is State.ABSENT]
+    if absent:
+        raise MissingError(
+            asked,
+            found=f"not installed: {', '.join(finding.name for finding in absent)}",
+            mend=(f'pip install "{DISTRIBUTION}[{extra}]"', "plies doctor shows what is installed"),
+        )
 
 
 def render(findings: Sequence[Finding]) -> RenderableType:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from perplexity_lies import doctor
 from perplexity_lies.doctor import Finding, State
+from perplexity_lies.errors import MissingError
 
 METADATA = """\
 Metadata-Version: 2.4
@@ -60,6 +61,14 @@ def test_what_the_demo_needs_decides_the_exit_code(findings: dict[str, Finding])
     ]
     assert any(finding.state is not State.OK for finding in needless)
     assert doctor.exit_code(needless) == 0
+
+
+def test_a_missing_extra_is_one_line(findings: dict[str, Finding]) -> None:
+    doctor.require("plies evaluate needs it", "eval")
+    with pytest.raises(MissingError) as caught:
+        doctor.require("--engine vllm was asked for", "vllm")
+    assert caught.value.exit_code == 3 and caught.value.found == ("not installed: vllm",)
+    assert caught.value.mend[0] == 'pip install "perplexity-lies[vllm]"'
 
 
 def test_rendering_says_what_to_type(findings: dict[str, Finding]) -> None:
