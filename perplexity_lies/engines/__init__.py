@@ -1,4 +1,4 @@
-"""Engines: a loaded checkpoint that can score and generate. The table names every engine; one is imported when it is asked for."""
+"""Engines: a loaded checkpoint that can score and generate. The table names every engine; each is imported when asked for."""
 
 from __future__ import annotations
 

@@ -147,7 +147,9 @@ class Engine(abc.ABC):
         """What was chosen at loading (device, dtype, threads ...), for the manifest."""
 
     @abc.abstractmethod
-    def score(self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished) -> Iterator[list[ScoreResult]]:
+    def score(
+        self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
+    ) -> Iterator[list[ScoreResult]]:
         """Batches of results, each distinct key once, in the engine's own order."""
 
     @abc.abstractmethod

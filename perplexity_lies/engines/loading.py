@@ -48,7 +48,9 @@ def resolve_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UsageError(f"--device {name!r} is not a device", found="auto, cpu, cuda, cuda:N", mend="--device auto")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise MissingError(f"--device {name} was asked for", found="this torch sees no CUDA device", mend="--device cpu")
+        raise MissingError(
+            f"--device {name} was asked for", found="this torch sees no CUDA device", mend="--device cpu"
+        )
     return torch.device(name)
 
 
@@ -58,7 +60,9 @@ def resolve_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
         return torch.float32 if device.type == "cpu" else DTYPES.get(stored, torch.bfloat16)
     if name not in DTYPES:
         raise UsageError(
-            f"--dtype {name!r} is not a dtype{nearest(name, DTYPES)}", found=f"auto, {', '.join(DTYPES)}", mend="--dtype auto"
+            f"--dtype {name!r} is not a dtype{nearest(name, DTYPES)}",
+            found=f"auto, {', '.join(DTYPES)}",
+            mend="--dtype auto",
         )
     return DTYPES[name]
 
@@ -67,7 +71,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own tokenizer. Raises CheckpointError when transformers cannot read it."""
     register_student(checkpoint.model_type)
     try:
-        return transformers.AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+        return transformers.AutoTokenizer.from_pretrained(
+            checkpoint.path, trust_remote_code=checkpoint.trust_remote_code
+        )
     except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.name!r}: its tokenizer cannot be read", found=_first_line(error),
@@ -99,7 +105,7 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.P
             mend="check that config.json belongs to these weights; `plies doctor` shows the transformers version",
         ) from error
     _refuse_partial(checkpoint, info)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    return model.to(device).eval()
 
 
 def _refuse_partial(checkpoint: Checkpoint, info: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The torch engine: any `AutoModelForCausalLM` checkpoint on CPU or CUDA, correct before fast.
 
-Rows share a batch only when they have the same number of tokens, so no pad token is ever fed: what is true of attention
-with positions and masks is then true of recurrent and hybrid students too. Scoring follows lm-eval's `HFLM`
+No pad token ever enters a state that is read again: what is true of attention with positions and masks is then true of
+recurrent and hybrid students too. Scoring follows lm-eval's `HFLM`
 (tokenisation, truncation from the left, greedy flag); greedy generation gives the tokens of HF `generate` one row at a time.
 
 Knows nothing of protocols, items or the disk.
@@ -10,8 +10,8 @@ Knows nothing of protocols, items or the disk.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -30,8 +30,12 @@ from perplexity_lies.engines.base import (
     ScoreResult,
     nothing_finished,
 )
-from perplexity_lies.engines.decoding import Row, decode_batch
+from perplexity_lies.engines.decoding import Row
+from perplexity_lies.engines.generation import generate_by_length, generate_in_slots
 from perplexity_lies.engines.loading import LEARNED_POSITIONS, load_model, load_tokenizer
+from perplexity_lies.engines.scoring import Budget, score_tree
+from perplexity_lies.engines.slots import check_can_slot
+from perplexity_lies.engines.state import CannotShare, check_can_fork, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,10 @@ CONTEXT_WHEN_UNSTATED_TOKENS = 2048
 
 SMALL_PARAMETERS = 10_000_000
 """Below this a second CPU thread costs more in waiting than it brings: 1 ms a step against 25 ms on two contended cores."""
+
+
+STATE_SHARE = 4
+"""One part in this many of the device's memory (of the RAM on CPU) may hold forked states."""
 
 
 class TorchEngine(Engine):
@@ -54,7 +62,13 @@ class TorchEngine(Engine):
         self.device = next(self.model.parameters()).device
         self.end_ids = _end_ids(self.model, self.tokenizer)
         self.threads = 1 if checkpoint.parameters < SMALL_PARAMETERS else torch.get_num_threads()
-        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.why_not_shared, self.why_not_slots = _probe(self.model, self.device)
+        for what, why in (
+            ("prefixes are not shared", self.why_not_shared),
+            ("no continuous batching", self.why_not_slots),
+        ):
+            if why:
+                logger.warning("%s: %s: %s", checkpoint.name, what, why)
         _warn_of_unused_generation_settings(self.model)
 
     @property
@@ -78,6 +92,7 @@ class TorchEngine(Engine):
             "batch_tokens": self.options.batch_tokens,
             "slots": self.options.slots,
             "threads": self.threads,
+            "shared_prefixes": not self.why_not_shared,
             "attention": getattr(self.model.config, "_attn_implementation", None) or "none",
         }
 
@@ -102,45 +117,16 @@ class TorchEngine(Engine):
         )
         return rendered
 
-    def score(self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished) -> Iterator[list[ScoreResult]]:
-        distinct = {request.key: request for request in requests}
-        lengths = {key: min(len(r.context_ids) + len(r.continuation_ids), self.context_tokens + 1) for key, r in distinct.items()}
-        for batch in _equal_length_batches(lengths, self.options.batch_tokens, self.options.batch_tokens):
-            if not all(map(finished, batch)):
-                with _threads(self.threads):
-                    results = self._score_batch([(key, distinct[key]) for key in batch], lengths[batch[0]])
-                yield results
-
-    @torch.inference_mode()
-    def _score_batch(self, batch: list[tuple[str, ScoreRequest]], length: int) -> list[ScoreResult]:
-        whole = [(*request.context_ids, *request.continuation_ids)[-length:] for _, request in batch]
-        continuation_tokens = [min(len(request.continuation_ids), length - 1) for _, request in batch]
-        keep = max(continuation_tokens)
-        input_ids = torch.tensor([ids[:-1] for ids in whole], device=self.device)
-        logits = self._logits(input_ids, keep)
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        targets = torch.tensor([ids[-keep:] for ids in whole], device=self.device)
-        of_target = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).double().cpu()
-        hits = (logprobs.argmax(-1) == targets).cpu()
-        return [
-            ScoreResult(
-                key=key,
-                loglikelihood_nats=float(of_target[i, keep - n :].sum()),
-                is_greedy=bool(hits[i, keep - n :].all()),
-                context_tokens=length - n,
-                continuation_tokens=n,
-                truncated_tokens=len(request.context_ids) + len(request.continuation_ids) - length,
+    def score(
+        self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
+    ) -> Iterator[list[ScoreResult]]:
+        with _threads(self.threads):
+            yield from score_tree(
+                self.model, requests, self.context_tokens, self._budget(), finished, share=not self.why_not_shared
             )
-            for i, ((key, request), n) in enumerate(zip(batch, continuation_tokens, strict=True))
-        ]
 
-    def _logits(self, input_ids: torch.Tensor, keep: int) -> torch.Tensor:
-        """[batch, time] -> logits of the last `keep` positions, [batch, keep, vocabulary]."""
-        if self._takes_logits_to_keep:
-            logits = self.model(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
-        else:
-            logits = self.model(input_ids=input_ids, use_cache=False).logits
-        return logits[:, -keep:, :]  # type: ignore[no-any-return]
+    def _budget(self) -> Budget:
+        return Budget(self.options.batch_tokens, self.options.slots, _memory_bytes(self.device) // STATE_SHARE)
 
     def generate(
         self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
@@ -149,14 +135,12 @@ class TorchEngine(Engine):
         refused = [row for row in rows.values() if self._refusal(row)]
         if refused:
             yield [row.refused(self._refusal(row)) for row in refused]
-        runnable = {key: len(row.prompt_ids) for key, row in rows.items() if not self._refusal(row)}
-        for batch in _equal_length_batches(runnable, self.options.batch_tokens, self.options.slots):
-            if not all(map(finished, batch)):
-                with _threads(self.threads):
-                    results = decode_batch(
-                        self.model, self.tokenizer, [rows[key] for key in batch], self.end_ids, self.context_tokens
-                    )
-                yield results
+        runnable = [row for row in rows.values() if not self._refusal(row)]
+        decode = generate_by_length if self.why_not_slots else generate_in_slots
+        with _threads(self.threads):
+            yield from decode(
+                self.model, self.tokenizer, runnable, self.end_ids, self.context_tokens, self._budget(), finished
+            )
 
     def _row(self, request: GenerateRequest) -> Row:
         ids = self.encode(request.prompt, request.add_special_tokens)
@@ -182,16 +166,29 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _equal_length_batches(lengths: dict[str, int], batch_tokens: int, most_rows: int) -> Iterator[list[str]]:
-    """Keys in batches of one length each, longest first; the order within a length is the order given."""
-    by_length: dict[int, list[str]] = {}
-    for key, length in lengths.items():
-        by_length.setdefault(length, []).append(key)
-    for length in sorted(by_length, reverse=True):
-        keys = by_length[length]
-        rows = max(1, min(most_rows, batch_tokens // max(1, length)))
-        for start in range(0, len(keys), rows):
-            yield keys[start : start + rows]
+def _memory_bytes(device: torch.device) -> int:
+    """All the memory of a device: a figure that does not change between two runs on one machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@torch.inference_mode()
+def _probe(model: transformers.PreTrainedModel, device: torch.device) -> tuple[str, str]:
+    """Why the checkpoint's state cannot be forked, and why it cannot stand in slots; empty where it can.
+
+    Found by running one token.
+    """
+    try:
+        state = state_of(model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True))
+        check_can_fork(state)
+    except CannotShare as reason:
+        return str(reason), str(reason)
+    try:
+        check_can_slot(state)
+    except CannotShare as reason:
+        return "", str(reason)
+    return "", ""
 
 
 def _end_ids(model: transformers.PreTrainedModel, tokenizer: Any) -> frozenset[int]:

@@ -1,0 +1,158 @@
+"""Which tokens to compute once: a plan over a tree of shared prefixes.
+
+Inputs that begin alike (a few-shot header, an item's context) are computed to their branch point once; from the state there
+each goes on alone. Branch points are token positions, never past the first scored position of any input below them, so
+tokens that span the border of context and continuation are computed with their own input.
+
+Nodes of nearly equal length are put into one group and cut to the shortest: the cut-off tokens are computed again with each
+child, which costs little and means that a batch never holds a pad token whose state would live on.
+
+Pure Python over token tuples; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+MIN_SHARED_TOKENS = 8
+"""A shorter shared stretch is not worth a forward pass of its own."""
+
+MIN_GAIN_TOKENS = 24
+"""Tokens that a branch point must spare over all its inputs."""
+
+FORWARD_TOKENS = 48
+"""What one forward pass costs beside its tokens, in tokens: sets how much padding or recomputation a larger batch may cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A distinct token sequence to run, and how much of it may be shared."""
+
+    ids: tuple[int, ...]
+    shareable: int
+    """Tokens before its first scored position; a branch point lies at or before it."""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A branch point: the state after `ids[:stop]` serves every input below."""
+
+    ids: tuple[int, ...]
+    stop: int
+    leaves: list[Input] = field(default_factory=list)
+    """Inputs that go on alone from here."""
+    groups: list[Group] = field(default_factory=list)
+    """Further branch points, in groups that run as one batch."""
+
+    def inputs(self) -> Iterator[Input]:
+        """Every input at or below this node."""
+        yield from self.leaves
+        for group in self.groups:
+            for node in group.nodes:
+                yield from node.inputs()
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Nodes whose states are computed as one batch, all cut to `stop` tokens."""
+
+    stop: int
+    nodes: list[Node]
+
+
+def plan(inputs: Sequence[Input], *, batch_tokens: int, most_rows: int) -> Node:
+    """The tree over `inputs`, rooted at the empty prefix. The same inputs in any order give the same tree.
+
+    `batch_tokens` bounds rows times new tokens of a group, `most_rows` its rows.
+    """
+    ordered = sorted(set(inputs), key=lambda i: (i.ids, i.shareable))
+    common = [_common(a, b) for a, b in zip(ordered, ordered[1:], strict=False)]
+    root = Node(ids=(), stop=0)
+    _grow(root, ordered, common, 0, len(ordered))
+    _group(root, batch_tokens, most_rows)
+    return root
+
+
+def computed_tokens(node: Node) -> int:
+    """Tokens that executing the tree runs through the model, without padding."""
+    own = sum(len(leaf.ids) - node.stop for leaf in node.leaves)
+    below = sum((group.stop - node.stop) + computed_tokens(child) for group in node.groups for child in group.nodes)
+    return own + below
+
+
+def _common(a: Input, b: Input) -> int:
+    """Tokens that two inputs may share."""
+    limit = min(a.shareable, b.shareable)
+    for at in range(limit):
+        if a.ids[at] != b.ids[at]:
+            return at
+    return limit
+
+
+def _grow(node: Node, ordered: Sequence[Input], common: Sequence[int], low: int, high: int) -> None:
+    """Hang inputs `low:high`, all of which share `node.stop` tokens, below `node`.
+
+    Iterative over a stack of stretches: thousands of inputs may differ one by one.
+    """
+    pending = [(low, high)]
+    while pending:
+        start, end = pending.pop()
+        if end - start == 1:
+            node.leaves.append(ordered[start])
+            continue
+        shared = min(common[start : end - 1])
+        spared = (end - start - 1) * (shared - node.stop)
+        if shared - node.stop >= MIN_SHARED_TOKENS and spared >= MIN_GAIN_TOKENS:
+            child = Node(ids=ordered[start].ids, stop=shared)
+            _grow(child, ordered, common, start, end)
+            node.groups.append(Group(stop=shared, nodes=[child]))
+            continue
+        cuts = [start, *(at + 1 for at in range(start, end - 1) if common[at] == shared), end]
+        pending += reversed([(a, b) for a, b in zip(cuts, cuts[1:], strict=False)])
+
+
+def _group(node: Node, batch_tokens: int, most_rows: int) -> None:
+    """Put the children of `node` into groups, longest first, and do the same below them."""
+    children = sorted((child for group in node.groups for child in group.nodes), key=lambda c: (-c.stop, c.ids))
+    node.groups = [
+        Group(stop=min(c.stop for c in part), nodes=part)
+        for part in _cheapest(children, node.stop, batch_tokens, most_rows)
+    ]
+    for group in node.groups:
+        for child in group.nodes:
+            child.stop = group.stop
+            _group(child, batch_tokens, most_rows)
+
+
+def _cheapest(children: Sequence[Node], start: int, batch_tokens: int, most_rows: int) -> list[list[Node]]:
+    """Cut a list sorted by falling length into runs of least cost: a forward pass for each run, and for each child the
+    tokens cut off it, once for everything that goes on from it."""
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(children) + 1):
+        choice = (float("inf"), end - 1)
+        recomputed = 0
+        fan_outs = 0
+        for begin in range(end - 1, max(-1, end - 1 - most_rows), -1):
+            stop = children[end - 1].stop
+            rows = end - begin
+            if rows > 1 and rows * (stop - start) > batch_tokens:
+                break
+            fan_outs += _fan_out(children[begin])
+            recomputed += (children[begin].stop - stop) * _fan_out(children[begin])
+            cost = best[begin][0] + FORWARD_TOKENS + recomputed
+            if cost < choice[0]:
+                choice = (cost, begin)
+        best.append(choice)
+    runs: list[list[Node]] = []
+    end = len(children)
+    while end:
+        begin = best[end][1]
+        runs.append(list(children[begin:end]))
+        end = begin
+    return runs[::-1]
+
+
+def _fan_out(node: Node) -> int:
+    """How many sequences go on from a node."""
+    return len(node.leaves) + sum(len(group.nodes) for group in node.groups)

@@ -1,0 +1,261 @@
+"""Log-likelihoods of many continuations over a tree of shared prefixes.
+
+Each branch point of the plan runs once; its state is forked to what goes on from it and forgotten when the last is done. Rows
+of one batch start from equal lengths; only the last stretch of an input, whose state nobody reads, is padded on the right,
+where causality keeps padding from every scored position. The vocabulary is projected at scored positions alone.
+
+Knows nothing of text or of lm-eval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from perplexity_lies.engines.base import Finished, ScoreRequest, ScoreResult
+from perplexity_lies.engines.prefix_tree import FORWARD_TOKENS, Group, Input, Node, plan
+from perplexity_lies.engines.state import bytes_of, gather, rows_of, state_argument, state_of
+
+CHUNK_TOKENS = 2048
+"""A longer stretch is run in chunks of this many tokens, to bound activations."""
+
+LOGITS_BYTES = 128 * 2**20
+"""Most bytes of fp32 logits of one batch."""
+
+
+class Target(NamedTuple):
+    """What is read off an input: the log-likelihood of `continuation`, whose last token the input leaves out."""
+
+    key: str
+    continuation: tuple[int, ...]
+    truncated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a batch may hold."""
+
+    batch_tokens: int
+    rows: int
+    state_bytes: int
+
+
+class TreeScorer:
+    """One scoring of a whole list of requests."""
+
+    def __init__(
+        self, model: Any, requests: Sequence[ScoreRequest], context_tokens: int, budget: Budget, *, share: bool = True
+    ) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.budget = budget
+        self.targets = _targets(requests, context_tokens)
+        inputs = [
+            Input(ids, min(len(ids) - len(t.continuation) for t in targets) if share else 0)
+            for ids, targets in self.targets.items()
+        ]
+        self.root = plan(inputs, batch_tokens=budget.batch_tokens, most_rows=budget.rows)
+        self._state_name = state_argument(model)
+
+    def run(self, finished: Finished) -> Iterator[list[ScoreResult]]:
+        """Results, batch by batch. A batch of which all is finished is left out; any other is run whole."""
+
+        def done(node: Node) -> bool:
+            return all(finished(t.key) for leaf in node.inputs() for t in self.targets[leaf.ids])
+
+        def settled(leaf: Input) -> bool:
+            return all(finished(t.key) for t in self.targets[leaf.ids])
+
+        yield from self._descend(self.root, None, done, settled)
+
+    def _descend(
+        self, node: Node, state: Any, done: Callable[[Node], bool], settled: Callable[[Input], bool]
+    ) -> Iterator[list[ScoreResult]]:
+        """Everything below `node`, whose `state` has one row (None at the root)."""
+        yield from self._leaves([(0, leaf) for leaf in node.leaves], node.stop, state, settled)
+        for group in node.groups:
+            if all(map(done, group.nodes)):
+                continue
+            grown = self._stem(group, node.stop, state)
+            shallow = [(row, leaf) for row, child in enumerate(group.nodes) for leaf in child.leaves]
+            yield from self._leaves(shallow, group.stop, grown, settled)
+            for row, child in enumerate(group.nodes):
+                if child.groups and not done(child):
+                    below = Node(ids=child.ids, stop=child.stop, groups=child.groups)
+                    yield from self._descend(
+                        below, grown if len(group.nodes) == 1 else gather(grown, [row]), done, settled
+                    )
+
+    @torch.inference_mode()
+    def _stem(self, group: Group, start: int, state: Any) -> Any:
+        """The state after the group's own stretch, a row for each node."""
+        tokens = torch.tensor([node.ids[start : group.stop] for node in group.nodes], device=self.device)
+        return run_chunks(self.model, tokens, fork(state, len(group.nodes)))[0]
+
+    def _leaves(
+        self, leaves: list[tuple[int, Input]], start: int, state: Any, settled: Callable[[Input], bool]
+    ) -> Iterator[list[ScoreResult]]:
+        row_bytes = bytes_of(state) // rows_of(state) if state is not None else 0
+        for batch in self._batches(leaves, start, row_bytes):
+            if not all(settled(leaf) for _, leaf in batch):
+                yield self._run_leaves(batch, start, state)
+
+    def _batches(
+        self, leaves: list[tuple[int, Input]], start: int, row_bytes: int
+    ) -> Iterator[list[tuple[int, Input]]]:
+        """Leaves in batches of similar length, longest first, within the budget."""
+        vocabulary_bytes = 4 * self.model.config.get_text_config().vocab_size
+        batch: list[tuple[int, Input]] = []
+        padding = scored = 0
+        for row, leaf in sorted(leaves, key=lambda pair: (-len(pair[1].ids), pair[1].ids, pair[0])):
+            reads = max(len(t.continuation) for t in self.targets[leaf.ids])
+            longest = len(batch[0][1].ids) if batch else len(leaf.ids)
+            rows = len(batch) + 1
+            padding += longest - len(leaf.ids)
+            full = (
+                rows > self.budget.rows
+                or rows * (longest - start) > self.budget.batch_tokens
+                or rows * row_bytes > self.budget.state_bytes
+                or (scored + reads) * vocabulary_bytes > LOGITS_BYTES
+                or padding > max(FORWARD_TOKENS, rows * (longest - start) // 4)
+            )
+            if batch and full:
+                yield batch
+                batch, padding, scored = [], 0, 0
+            batch.append((row, leaf))
+            scored += reads
+        if batch:
+            yield batch
+
+    def _run_leaves(self, batch: list[tuple[int, Input]], start: int, state: Any) -> list[ScoreResult]:
+        try:
+            return self._forward_leaves(batch, start, state)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            return [*self._run_leaves(batch[:half], start, state), *self._run_leaves(batch[half:], start, state)]
+
+    @torch.inference_mode()
+    def _forward_leaves(self, batch: list[tuple[int, Input]], start: int, state: Any) -> list[ScoreResult]:
+        """Run the last stretches of a batch, padded on the right, and read their targets."""
+        width = max(len(leaf.ids) for _, leaf in batch) - start
+        tokens = torch.zeros(len(batch), width, dtype=torch.long)
+        places: list[tuple[int, int]] = []
+        reads: list[tuple[int, Target, int]] = []
+        for at, (_, leaf) in enumerate(batch):
+            rest = leaf.ids[start:]
+            tokens[at, : len(rest)] = torch.tensor(rest)
+            most = max(len(t.continuation) for t in self.targets[leaf.ids])
+            first = len(places)
+            places += [(at, len(rest) - most + i) for i in range(most)]
+            reads += [(first + most - len(t.continuation), t, len(leaf.ids)) for t in self.targets[leaf.ids]]
+        where = torch.tensor(places, device=self.device)
+        forked = gather(state, [row for row, _ in batch]) if state is not None else None
+        with _only(self.model, where):
+            logits = self.model(
+                input_ids=tokens.to(self.device), use_cache=state is not None, **{self._state_name: forked}
+            ).logits
+        if logits.shape[:2] != (1, len(places)):
+            logits = logits[where[:, 0], where[:, 1]][None]
+        return _read(logits[0], reads)
+
+
+def fork(state: Any, rows: int) -> Any:
+    """`rows` copies of a state of one row; None, the state before any token, forks into None."""
+    return None if state is None else gather(state, [0] * rows)
+
+
+def run_chunks(model: Any, tokens: torch.Tensor, state: Any) -> tuple[Any, torch.Tensor]:
+    """Run `tokens` [rows, time] from a state that this call may write to.
+
+    Returns the state after them and the logits of what comes next, [rows, vocabulary].
+    """
+    name = state_argument(model)
+    logits = torch.empty(0)
+    for chunk in tokens.split(CHUNK_TOKENS, dim=1):
+        rows = torch.arange(chunk.shape[0], device=chunk.device)
+        last = torch.stack([rows, torch.full_like(rows, chunk.shape[1] - 1)], dim=1)
+        with _only(model, last):
+            output = model(input_ids=chunk, use_cache=True, **{name: state})
+        state, logits = state_of(output), output.logits
+    return state, logits[0] if logits.shape[:2] == (1, len(tokens)) else logits[:, -1]
+
+
+def score_tree(
+    model: Any,
+    requests: Sequence[ScoreRequest],
+    context_tokens: int,
+    budget: Budget,
+    finished: Finished,
+    *,
+    share: bool,
+) -> Iterator[list[ScoreResult]]:
+    """Log-likelihoods of `requests`, truncated from the left to `context_tokens` as lm-eval truncates.
+
+    Without `share` every input runs from its first token; batches are then all that is shared.
+    """
+    return TreeScorer(model, requests, context_tokens, budget, share=share).run(finished)
+
+
+def _targets(requests: Sequence[ScoreRequest], context_tokens: int) -> dict[tuple[int, ...], list[Target]]:
+    """Distinct inputs, and what is read off each."""
+    found: dict[tuple[int, ...], dict[str, Target]] = {}
+    for request in requests:
+        whole = (*request.context_ids, *request.continuation_ids)
+        kept = whole[-(context_tokens + 1) :]
+        continuation = request.continuation_ids[-(len(kept) - 1) :]
+        found.setdefault(kept[:-1], {})[request.key] = Target(request.key, continuation, len(whole) - len(kept))
+    return {ids: list(targets.values()) for ids, targets in found.items()}
+
+
+def _read(logits: torch.Tensor, reads: Sequence[tuple[int, Target, int]]) -> list[ScoreResult]:
+    """Log-likelihoods off `logits` [places, vocabulary]; a target begins at its place and takes one for each token."""
+    logits = logits.float()
+    normaliser = logits.logsumexp(-1)
+    best = logits.argmax(-1)
+    rows = torch.tensor(
+        [place + i for place, target, _ in reads for i in range(len(target.continuation))], device=logits.device
+    )
+    wanted = torch.tensor([token for _, target, _ in reads for token in target.continuation], device=logits.device)
+    values = (logits[rows, wanted] - normaliser[rows]).double().cpu()
+    hits = (best[rows] == wanted).cpu()
+    results, at = [], 0
+    for _, target, length in reads:
+        n = len(target.continuation)
+        results.append(
+            ScoreResult(
+                key=target.key,
+                loglikelihood_nats=float(values[at : at + n].sum()),
+                is_greedy=bool(hits[at : at + n].all()),
+                context_tokens=length + 1 - n,
+                continuation_tokens=n,
+                truncated_tokens=target.truncated_tokens,
+            )
+        )
+        at += n
+    return results
+
+
+@contextmanager
+def _only(model: Any, where: torch.Tensor) -> Iterator[None]:
+    """Let the output projection see the places `where` ([n, 2]: row, position) alone.
+
+    Logits come back as [1, n, vocabulary]; whatever a model does to them afterwards (scaling, capping) it does to these.
+    """
+    head = model.get_output_embeddings()
+
+    def pick(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        return (hidden[where[:, 0], where[:, 1]][None], *args[1:])
+
+    handle = head.register_forward_pre_hook(pick) if head is not None else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()

@@ -1,0 +1,128 @@
+"""The state of a batch of sequences: snapshot, fork, gather, release, for attention, recurrent and hybrid alike.
+
+transformers keeps a model's state in a `Cache` of layers: keys and values, a sliding window of them, recurrent and
+convolution states, or both. Every tensor of a layer has the batch in front, so one operation serves them all: make the
+layer again with each of its tensors replaced. A snapshot is a gather of every row, a fork a gather that names a row more
+than once, release is forgetting.
+
+A mixer of one's own says what its state is in its own file: a cache layer whose tensors (bare, in dictionaries or in
+dataclasses) have the batch in front, marked `fixed_size_state = True` where none of them grows with the sequence; it may
+count its tokens in `seen`.
+
+Knows nothing of tokens or of what is done with the state.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
+
+GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Layers of keys and values, [rows, heads, time, width], and nothing else."""
+
+MIXED = (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
+"""Layers of both kinds at once."""
+
+
+class CannotShare(Exception):
+    """Why a checkpoint's state cannot be forked."""
+
+
+def state_argument(model: Any) -> str:
+    """Under which name the model's forward takes its state."""
+    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def state_of(output: Any) -> Any:
+    """The state that a forward pass returned. Raises CannotShare when it returned none."""
+    for name in ("past_key_values", "cache_params"):
+        state = getattr(output, name, None)
+        if state is not None:
+            return state
+    raise CannotShare(f"{type(output).__name__} carries no state")
+
+
+def is_fixed_size(layer: Any) -> bool:
+    """Whether a layer's state keeps its size however long the sequence."""
+    return type(layer) is LinearAttentionLayer or getattr(type(layer), "fixed_size_state", False)
+
+
+def check_can_fork(state: Any) -> None:
+    """Raises CannotShare, with the reason, for a state whose layers are not known here."""
+    if not isinstance(state, Cache):
+        raise CannotShare(f"its state is a {type(state).__name__}, not a transformers Cache")
+    for layer in state.layers:
+        if type(layer) not in (*GROWING, *MIXED) and not is_fixed_size(layer):
+            raise CannotShare(f"nothing is known of the state in its {type(layer).__name__}")
+
+
+def gather(state: Cache, rows: Sequence[int]) -> Cache:
+    """A new state whose row i is row `rows[i]` of `state`; nothing written to one is seen in the other."""
+    index = torch.tensor(list(rows), device=next(tensors_of(state)).device)
+    picked = copy.copy(state)
+    picked.layers = [rebuild(layer, lambda tensor: tensor.index_select(0, index)) for layer in state.layers]
+    return picked
+
+
+def rebuild(layer: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The layer again, each of its batched tensors `change`d; the original is left as it was."""
+    twin = copy.copy(layer)
+    for name, value in vars(layer).items():
+        setattr(twin, name, _changed(value, change))
+    return twin
+
+
+def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value) if value.ndim > 1 else value
+    if isinstance(value, dict):
+        return {key: _changed(inner, change) for key, inner in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{name: _changed(part, change) for name, part in _fields(value).items()})
+    return value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def tensors_of(state: Cache) -> Iterator[torch.Tensor]:
+    """Every batched tensor of a state."""
+    for layer in state.layers:
+        yield from layer_tensors(layer)
+
+
+def layer_tensors(layer: Any) -> Iterator[torch.Tensor]:
+    """Every batched tensor of a layer, in a fixed order."""
+    pending = list(vars(layer).values())
+    while pending:
+        value = pending.pop(0)
+        if isinstance(value, torch.Tensor) and value.ndim > 1:
+            yield value
+        elif isinstance(value, dict):
+            pending[:0] = value.values()
+        elif dataclasses.is_dataclass(value):
+            pending[:0] = _fields(value).values()
+
+
+def rows_of(state: Cache) -> int:
+    """Number of sequences in a state."""
+    return int(next(tensors_of(state)).shape[0])
+
+
+def bytes_of(state: Cache) -> int:
+    """Bytes that a state holds."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state))
