@@ -6,6 +6,7 @@ a traceback is for our own bugs. Knows nothing of what the commands do.
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,9 @@ GUESTS = {
     "distill": "distill.cli:app",
 }
 """What the harness reaches by name only."""
+
+EXIT_PIPE = 141
+"""128 + SIGPIPE, as a shell reports it."""
 
 app = typer.Typer(
     name="plies",
@@ -142,7 +146,9 @@ def gate(
 
 
 @app.command()
-def suites(name: Annotated[str | None, typer.Argument(help="One suite, in full.")] = None, data: DataOption = None) -> None:
+def suites(
+    name: Annotated[str | None, typer.Argument(help="One suite, in full.")] = None, data: DataOption = None
+) -> None:
     """List the suites, or show one: its tasks, protocol settings, and datasets."""
     from perplexity_lies.suite import catalogue, load_suite, open_mirror
 
@@ -196,7 +202,7 @@ def distill(context: typer.Context) -> None:
 def _folder(out: Path, comparison: Comparison) -> Path:
     """Where a comparison's files go: one folder for each pair and suite under `out`."""
     pair = "-vs-".join(_word(name) for name in (comparison.teacher_name, comparison.student_name))
-    return out / f"{comparison.suite_name}-{pair}"
+    return out / f"{_word(comparison.suite_name)}-{pair}"
 
 
 def _word(checkpoint: str) -> str:
@@ -214,7 +220,9 @@ def _show(comparison: Comparison, folder: Path) -> None:
         comparison.write(folder / "comparison.json")
         write(comparison, folder / "report.html")
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written", found=str(error), mend="--out DIR with a directory of yours") from error
+        raise UsageError(
+            f"{folder} cannot be written", found=str(error), mend="--out DIR with a directory of yours"
+        ) from error
     console.print(render(comparison))
     for name in ("comparison.json", "report.html"):
         console.print(str(folder / name), soft_wrap=True, markup=False, highlight=False)
@@ -228,6 +236,9 @@ def main(args: list[str] | None = None) -> None:
     except PliesError as error:
         print(f"plies: {error}", file=sys.stderr)
         code = error.exit_code
+    except BrokenPipeError:  # `plies suites | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
+        code = EXIT_PIPE
     except (KeyboardInterrupt, typer.Abort):
         print("plies: interrupted; the same command continues where it stopped", file=sys.stderr)
         code = EXIT_INTERRUPTED

@@ -5,6 +5,7 @@ One engine object serves both protocols. What is on disk already is not asked ag
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -50,20 +51,21 @@ def evaluate(
     Raises UsageError, MissingError or CheckpointError, each with what to type next.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit} asks for no items", found="a limit is a number of items of each task", mend="--limit 50")
-    reporter = Reporter(quiet=quiet)
+        raise UsageError(
+            f"--limit {limit} asks for no items", found="a limit is a number of items of each task", mend="--limit 50"
+        )
     wanted, mirror = load_suite(suite), open_mirror(data)
     datasets = {name: mirror.digest(name) for name in wanted.datasets}
     named = resolve(checkpoint, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     options = EngineOptions(device=device, dtype=dtype)
     run = _start(Path(out), named, wanted, datasets, limit, engine, options)
-    try:
-        if run.complete:
+    with contextlib.closing(run), contextlib.closing(Reporter(quiet=quiet)) as reporter:
+        if run.complete and all(
+            run.has_records(task.name, protocol) for task in wanted.tasks for protocol in PROTOCOLS
+        ):
             reporter.note(f"{named.name}: complete in {run.path}")
         else:
             _ask(run, named, wanted, mirror, limit, engine, options, reporter)
-    finally:
-        run.close()
     return run
 
 
@@ -96,7 +98,13 @@ def _ask(
 
 
 def _start(
-    out: Path, checkpoint: Checkpoint, suite: Suite, datasets: dict[str, str], limit: int | None, engine: str, options: EngineOptions
+    out: Path,
+    checkpoint: Checkpoint,
+    suite: Suite,
+    datasets: dict[str, str],
+    limit: int | None,
+    engine: str,
+    options: EngineOptions,
 ) -> Run:
     asked = {"engine": engine, **asdict(options)}
     identity = {
@@ -117,7 +125,9 @@ def _start(
         "tasks": [_task_facts(task) for task in suite.tasks],
         "timings": {},
     }
-    return start_run(out / "runs", identity=identity, manifest=manifest, label=f"{suite.name}-{Path(checkpoint.name).name}")
+    return start_run(
+        out / "runs", identity=identity, manifest=manifest, label=f"{suite.name}-{Path(checkpoint.name).name}"
+    )
 
 
 def _task_facts(task: Any) -> dict[str, Any]:

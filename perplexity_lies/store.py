@@ -170,17 +170,29 @@ def start_run(out: Path, *, identity: dict[str, Any], manifest: dict[str, Any], 
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
     except OSError as error:
-        raise UsageError(f"--out {out} cannot be written", found=str(error), mend="--out DIR with a directory of yours") from error
+        raise UsageError(
+            f"--out {out} cannot be written", found=str(error), mend="--out DIR with a directory of yours"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         raise UsageError(
-            f"run {path} is being written by another process", found="its lock is held", mend="wait for it, or give another --out"
+            f"run {path} is being written by another process",
+            found="its lock is held",
+            mend="wait for it, or give another --out",
         ) from error
     stored = path / "manifest.json"
     if stored.exists():
-        run = open_run(path)
+        try:
+            run = open_run(path)
+        except UsageError as error:
+            lock.close()
+            raise UsageError(
+                error.asked,
+                found=error.found,
+                mend=f"delete {stored}, then the same again: its answers are in responses/",
+            ) from error
         run._lock = lock
         return run
     whole = {"format": FORMAT, "complete": False, **manifest}
@@ -198,7 +210,9 @@ def open_run(path: Path | str) -> Run:
     stored = path / "manifest.json"
     if not stored.exists():
         inside = sorted(p.parent.name for p in path.glob("*/manifest.json"))
-        raise UsageError(asked, found=f"no manifest.json{'; runs inside: ' + ', '.join(inside) if inside else ''}", mend=mend)
+        raise UsageError(
+            asked, found=f"no manifest.json{'; runs inside: ' + ', '.join(inside) if inside else ''}", mend=mend
+        )
     try:
         manifest = json.loads(stored.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -23,10 +23,17 @@ import yaml
 
 from perplexity_lies.engines.base import Sampling
 from perplexity_lies.errors import MissingError, UsageError, nearest
+from perplexity_lies.items import read_items
 from perplexity_lies.store import canonical_json
 
 CATALOGUE = "suites"
 """The package whose *.yaml files are the suites known by name."""
+
+LARGEST_SEED = 2**31
+"""numpy takes 32 bits, and evalscope is given the seed plus 42."""
+
+ITEMS_METRICS = ("acc", "acc_norm")
+"""What lm-eval is asked to give for items of a suite's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +146,11 @@ class Mirror:
     def digest(self, dataset: str) -> str:
         """sha256 over the relative names and bytes of a dataset's files."""
         folder, whole = self.folder(dataset), hashlib.sha256()
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and ".cache" not in p.parts):
-            whole.update(str(path.relative_to(folder)).encode())
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = path.relative_to(folder)
+            if ".cache" in name.parts:  # what `hf download` keeps for itself
+                continue
+            whole.update(str(name).encode())
             with path.open("rb") as file:
                 whole.update(hashlib.file_digest(file, "sha256").digest())
         return f"sha256:{whole.hexdigest()}"
@@ -154,19 +164,29 @@ class Mirror:
             aliases = json.loads(table.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(f"{table} is not JSON", found=str(error), mend="delete it or mend it") from error
-        return aliases if isinstance(aliases, dict) else {}
+        if not isinstance(aliases, dict) or not all(isinstance(folder, str) for folder in aliases.values()):
+            raise UsageError(f"{table} is not a table", found="not text to text", mend='{"hub/id": "folder/in/mirror"}')
+        return aliases
 
     def _inside(self) -> str:
         assert self.path is not None
         here = sorted(str(p.relative_to(self.path)) for p in self.path.glob("*/*") if p.is_dir())
-        return f"{len(here)} datasets there: {', '.join(here[:6])}{' ...' if len(here) > 6 else ''}" if here else "no datasets there"
+        return (
+            f"{len(here)} datasets there: {', '.join(here[:6])}{' ...' if len(here) > 6 else ''}"
+            if here
+            else "no datasets there"
+        )
 
 
 def open_mirror(path: Path | str | None) -> Mirror:
     """The mirror at `path`, else at PLIES_DATA, else none. Raises MissingError when what is named is not a directory."""
     path = path if path is not None else os.environ.get("PLIES_DATA") or None
-    if path is not None and not Path(path).is_dir():
-        raise MissingError(f"--data {path} is not a directory", found="nothing there", mend="--data DIR in hub layout: DIR/org/name")
+    if path is not None and not os.path.isdir(path):
+        raise MissingError(
+            f"the mirror {path} (--data or PLIES_DATA) is not a directory",
+            found="a file" if os.path.isfile(path) else "nothing there",
+            mend="--data DIR in hub layout: DIR/org/name",
+        )
     return Mirror(Path(path) if path is not None else None)
 
 
@@ -180,17 +200,30 @@ def load_suite(name: str | Path) -> Suite:
     """A suite by name, or by the path of a YAML file. Raises UsageError that says what is wrong and where."""
     known = catalogue()
     path = known.get(str(name), Path(name))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(
-            f"there is no suite {str(name)!r}{nearest(str(name), known)}",
+            f"there is no suite {str(name)[:200]!r}{nearest(str(name), known)}",
             found=f"suites: {', '.join(known)}",
             mend="--suite NAME, or --suite FILE.yaml",
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"suite {path} is not YAML", found=" ".join(str(error).split())[:200], mend="mend the file") from error
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(
+            f"suite {path} is not YAML", found=" ".join(str(error).split())[:200], mend="mend the file"
+        ) from error
     return _suite(raw, path)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not the last one's victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _suite(raw: Any, path: Path) -> Suite:
@@ -199,7 +232,9 @@ def _suite(raw: Any, path: Path) -> Suite:
     name = _text(top, "name", where)
     tasks = top.get("tasks")
     if not isinstance(tasks, list) or not tasks:
-        raise UsageError(f"{where}: `tasks` must be a list of tasks", found=repr(tasks)[:80], mend="see `plies suites miniature`")
+        raise UsageError(
+            f"{where}: `tasks` must be a list of tasks", found=repr(tasks)[:80], mend="see `plies suites miniature`"
+        )
     specs = tuple(_task(task, i, path) for i, task in enumerate(tasks))
     names = [spec.name for spec in specs]
     twice = sorted({n for n in names if names.count(n) > 1})
@@ -218,7 +253,11 @@ def _task(raw: Any, index: int, path: Path) -> TaskSpec:
     name = _name(task, where)
     for block in ("loglikelihood", "generation"):
         if block not in task:
-            raise UsageError(f"{where} lacks `{block}:`", found=f"keys: {', '.join(task)}", mend=f"add a `{block}:` block, or `items:`")
+            raise UsageError(
+                f"{where} lacks `{block}:`",
+                found=f"keys: {', '.join(task)}",
+                mend=f"add a `{block}:` block, or `items:`",
+            )
     spec = TaskSpec(
         name=name,
         title=str(task.get("title", name)),
@@ -226,76 +265,84 @@ def _task(raw: Any, index: int, path: Path) -> TaskSpec:
         generation=_block(GenerationSpec, task["generation"], f"{where}, generation"),
     )
     if bool(spec.loglikelihood.lm_eval) == bool(spec.loglikelihood.lm_eval_file):
-        raise UsageError(f"{where}: log-likelihood needs one of `lm_eval` and `lm_eval_file`", mend="lm_eval: arc/arc_easy.yaml")
+        raise UsageError(
+            f"{where}: log-likelihood needs one of `lm_eval` and `lm_eval_file`",
+            found="both" if spec.loglikelihood.lm_eval else "neither",
+            mend="lm_eval: arc/arc_easy.yaml",
+        )
     if not spec.generation.evalscope:
-        raise UsageError(f"{where}: generation needs `evalscope`, the name of a benchmark", mend="evalscope: arc")
+        raise UsageError(
+            f"{where}: generation needs `evalscope`, the name of a benchmark",
+            found=f"keys: {', '.join(task['generation'])}",
+            mend="evalscope: arc",
+        )
     if not (spec.loglikelihood.item and spec.generation.item):
-        raise UsageError(f"{where}: both blocks need `item`, which says how an item is recognised", mend='item: "{{ question }}"')
+        raise UsageError(
+            f"{where}: both blocks need `item`, which says how an item is recognised",
+            found=f"none under {'generation' if spec.loglikelihood.item else 'loglikelihood'}",
+            mend='item: "{{ question }}"',
+        )
     return spec
 
 
 def _items_task(raw: Mapping[str, Any], where: str, path: Path) -> TaskSpec:
-    keys = ("name", "title", "items", "extract", "max_new_tokens", "chat_template", "chance", "subject", "seeds", "temperature")
+    keys = (
+        "name",
+        "title",
+        "items",
+        "extract",
+        "max_new_tokens",
+        "chat_template",
+        "chance",
+        "subject",
+        "seeds",
+        "temperature",
+    )
     task = _known_keys(raw, (*keys, "top_p", "top_k", "metric"), where)
     name = _name(task, where)
     file = path.parent / _text(task, "items", where)
     if not file.is_file():
-        raise UsageError(f"{where}: its items are not there", found=str(file), mend="`items:` is relative to the suite file")
+        raise UsageError(
+            f"{where}: its items are not there", found=str(file), mend="`items:` is relative to the suite file"
+        )
     pattern = _text(task, "extract", where)
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        raise UsageError(f"{where}: `extract` is not a regular expression", found=str(error), mend=r"extract: 'answer : (\d+)'") from error
+        raise UsageError(
+            f"{where}: `extract` is not a regular expression", found=str(error), mend=r"extract: 'answer : (\d+)'"
+        ) from error
+    metric = task.get("metric", "acc")
+    if metric not in ITEMS_METRICS:
+        raise UsageError(
+            f"{where}: `metric` is lm-eval's for the choices{nearest(str(metric), ITEMS_METRICS)}",
+            found=repr(metric),
+            mend=f"metric: {' or '.join(ITEMS_METRICS)}",
+        )
     if groups != 1:
         raise UsageError(f"{where}: `extract` needs one group", found=pattern, mend=r"extract: 'answer : (\d+)'")
-    _check_items(file, where)
-    shared = {"chance": task.get("chance"), "item": "{{ id }}", "subject": "{{ subject }}"}
+    read_items(file, where)
+    shared = {"chance": task.get("chance"), "item": "{{ id }}", "subject": task.get("subject", "{{ subject }}")}
     sampling = {key: task[key] for key in ("seeds", "temperature", "top_p", "top_k") if key in task}
     return TaskSpec(
         name=name,
         title=str(task.get("title", name)),
         loglikelihood=_block(
             LoglikelihoodSpec,
-            {"metric": task.get("metric", "acc"), "chat_template": bool(task.get("chat_template", True)), **shared},
+            {"metric": metric, "chat_template": task.get("chat_template", True), **shared},
             where,
         ),
         generation=_block(
             GenerationSpec,
-            {"metric": "exact_match", "max_new_tokens": task.get("max_new_tokens"), **sampling, **{**shared, "chance": 0.0}},
+            {
+                "metric": "exact_match",
+                "max_new_tokens": task.get("max_new_tokens"),
+                **sampling,
+                **{**shared, "chance": 0.0},
+            },
             where,
         ),
         items=ItemsSpec(path=file.resolve(), extract=pattern),
-    )
-
-
-def _check_items(file: Path, where: str) -> None:
-    seen: set[str] = set()
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            item = json.loads(line)
-            found = None if _well_formed(item) else f"keys: {', '.join(item)}"
-        except (ValueError, TypeError) as error:
-            found = str(error)
-        if found is None and item["id"] in seen:
-            found = f"id {item['id']!r} a second time"
-        if found is not None:
-            raise UsageError(
-                f"{where}: {file.name}:{number} is not an item", found=found,
-                mend='{"id": "a1", "question": "...", "choices": ["...", "..."], "gold": 0, "target": "..."}',
-            )  # fmt: skip
-        seen.add(item["id"])
-    if not seen:
-        raise UsageError(f"{where}: {file.name} holds no items", found="an empty file", mend="one JSON object a line")
-
-
-def _well_formed(item: Any) -> bool:
-    return (
-        isinstance(item, dict)
-        and all(isinstance(item.get(key), str) for key in ("id", "question", "target"))
-        and isinstance(item.get("choices"), list)
-        and len(item["choices"]) >= 2
-        and isinstance(item.get("gold"), int)
-        and 0 <= item["gold"] < len(item["choices"])
     )
 
 
@@ -315,6 +362,7 @@ def _block(kind: type[Spec], raw: Any, where: str) -> Spec:
     if lacking:
         raise UsageError(f"{where} lacks `{lacking[0]}`", found=f"keys: {', '.join(block)}", mend=f"{lacking[0]}: ...")
     _check_range(values, where)
+    _check_seeds(values.get("seeds", (0,)), where)
     return kind(**values)
 
 
@@ -323,7 +371,9 @@ def _of_type(kind: str, value: Any, where: str) -> Any:
         members = list(value) if isinstance(value, list | tuple) else [value]
         wanted: type = int if "int" in kind else str
         if not members or any(not isinstance(m, wanted) or isinstance(m, bool) for m in members):
-            raise UsageError(f"{where} must be a list of {wanted.__name__}", found=repr(value)[:80], mend="see `plies suites NAME`")
+            raise UsageError(
+                f"{where} must be a list of {wanted.__name__}", found=repr(value)[:80], mend="see `plies suites NAME`"
+            )
         return tuple(members)
     if kind.startswith("float") and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
@@ -339,7 +389,20 @@ def _check_range(values: Mapping[str, Any], where: str) -> None:
               "top_k": (0, 1_000_000), "chance": (0.0, 1.0)}  # fmt: skip
     for key, (low, high) in bounds.items():
         if key in values and not low <= values[key] <= high:
-            raise UsageError(f"{where}: `{key}` must lie in [{low:g}, {high:g}]", found=repr(values[key]), mend=f"{key}: {high:g} at most")
+            raise UsageError(
+                f"{where}: `{key}` must lie in [{low:g}, {high:g}]",
+                found=repr(values[key]),
+                mend=f"{key}: {high:g} at most",
+            )
+
+
+def _check_seeds(seeds: tuple[int, ...], where: str) -> None:
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed <= LARGEST_SEED for seed in seeds):
+        raise UsageError(
+            f"{where}: `seeds` must be distinct numbers from 0 to {LARGEST_SEED}",
+            found=repr(list(seeds))[:80],
+            mend="seeds: [0, 1, 2]",
+        )
 
 
 def _known_keys(raw: Any, known: Iterable[str], where: str) -> dict[str, Any]:
@@ -348,7 +411,11 @@ def _known_keys(raw: Any, known: Iterable[str], where: str) -> dict[str, Any]:
         raise UsageError(f"{where} must be a mapping", found=type(raw).__name__, mend="see `plies suites miniature`")
     for key in raw:
         if key not in known:
-            raise UsageError(f"{where}: unknown key {key!r}{nearest(str(key), known)}", found=f"known keys: {', '.join(known)}")
+            raise UsageError(
+                f"{where}: unknown key {key!r}{nearest(str(key), known)}",
+                found=f"known keys: {', '.join(known)}",
+                mend="spell it as one of these, or take it out",
+            )
     return dict(raw)
 
 
@@ -362,7 +429,9 @@ def _text(raw: Mapping[str, Any], key: str, where: str) -> str:
 def _name(task: Mapping[str, Any], where: str) -> str:
     name = _text(task, "name", where)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise UsageError(f"{where}: a task's name holds letters, digits, `_` and `-` alone", found=name, mend="name: arc_easy")
+        raise UsageError(
+            f"{where}: a task's name holds letters, digits, `_` and `-` alone", found=name, mend="name: arc_easy"
+        )
     return name
 
 
@@ -378,7 +447,11 @@ def _digest(specs: tuple[TaskSpec, ...], path: Path) -> str:
         if spec.loglikelihood.lm_eval_file:
             file = path.parent / spec.loglikelihood.lm_eval_file
             if not file.is_file():
-                raise UsageError(f"suite {path.name}: {spec.loglikelihood.lm_eval_file} is not there", mend="it is relative to the suite file")
+                raise UsageError(
+                    f"suite {path.name}, task {spec.name!r}: {spec.loglikelihood.lm_eval_file} is not there",
+                    found=f"no file {file}",
+                    mend="`lm_eval_file:` is relative to the suite file",
+                )
             for part in sorted(file.parent.glob(f"{file.stem}.*")):
                 whole.update(part.read_bytes())
     return f"sha256:{whole.hexdigest()}"

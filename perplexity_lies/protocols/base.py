@@ -5,7 +5,8 @@ Knows nothing of lm-eval or evalscope.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +15,9 @@ import jinja2
 import jinja2.sandbox
 
 from perplexity_lies.engines.base import Finished
-from perplexity_lies.errors import UsageError
+from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.progress import Reporter
-from perplexity_lies.records import sha256_text
+from perplexity_lies.records import ItemRecord, sha256_text
 from perplexity_lies.store import Journal
 from perplexity_lies.suite import Mirror
 
@@ -46,7 +47,10 @@ class Keyed(Protocol):
 
 
 def answer_all(
-    context: Context, title: str, requests: Sequence[Keyed], run: Callable[[Sequence[Any], Finished], Iterator[list[Any]]]
+    context: Context,
+    title: str,
+    requests: Sequence[Keyed],
+    run: Callable[[Sequence[Any], Finished], Iterator[list[Any]]],
 ) -> None:
     """Put every request's result into the journal, batch by batch, with progress."""
     keys = {request.key for request in requests}
@@ -56,8 +60,34 @@ def answer_all(
     with context.reporter.step(title, len(keys), done) as advance:
         for batch in run(requests, context.journal.finished):
             fresh = sum(not context.journal.finished(result.key) for result in batch)
-            context.journal.add([asdict(result) for result in batch])
+            context.journal.add([_plain(result) for result in batch])
             advance(fresh)
+
+
+def _plain(result: Any) -> dict[str, Any]:
+    """A result for the journal. Raises CheckpointError for one that is not a number."""
+    plain = asdict(result)
+    if any(isinstance(value, float) and not math.isfinite(value) for value in plain.values()):
+        raise CheckpointError(
+            "the checkpoint's log-likelihoods are not numbers",
+            found=f"a sum of {plain.get('loglikelihood_nats')} nats",
+            mend=["--dtype float32 or bfloat16 (float16 overflows)", "check that its weights are whole"],
+        )
+    return plain
+
+
+def refuse_twins(records: Iterable[ItemRecord], task_item: Mapping[str, str]) -> None:
+    """Raise UsageError when two items of a task bear one name; `task_item` is each task's template."""
+    seen: set[tuple[str, str, int]] = set()
+    for record in records:
+        place = (record.task, record.item, record.seed)
+        if place in seen:
+            raise UsageError(
+                f"task {record.task!r}, {record.protocol}: two items are named {record.item!r}",
+                found=f"item: {task_item[record.task]!r}",
+                mend="put another field of the item into `item:`",
+            )
+        seen.add(place)
 
 
 def fill(template: str, fields: Mapping[str, Any], where: str) -> str:
@@ -66,7 +96,9 @@ def fill(template: str, fields: Mapping[str, Any], where: str) -> str:
         return " ".join(_TEMPLATES.from_string(template).render(**fields).split())
     except jinja2.TemplateError as error:
         raise UsageError(
-            f"{where}: the template {template!r} does not fit the item", found=str(error), mend=f"fields there: {', '.join(fields)}"
+            f"{where}: the template {template!r} does not fit the item",
+            found=str(error),
+            mend=f"fields there: {', '.join(fields)}",
         ) from error
 
 
@@ -74,5 +106,7 @@ def item_name(template: str, fields: Mapping[str, Any], where: str) -> str:
     """The item's name: the filled template, or its hash where it is long."""
     text = fill(template, fields, where)
     if not text:
-        raise UsageError(f"{where}: the template {template!r} names an item by nothing", mend=f"fields there: {', '.join(fields)}")
+        raise UsageError(
+            f"{where}: the template {template!r} names an item by nothing", mend=f"fields there: {', '.join(fields)}"
+        )
     return text if len(text) <= ITEM_NAME_CHARACTERS else f"sha256-{sha256_text(text)[:16]}"

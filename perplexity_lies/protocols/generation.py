@@ -1,4 +1,4 @@
-"""The generation protocol: evalscope's own benchmarks, prompts and judging over our engine. The only file that imports `evalscope`.
+"""The generation protocol: evalscope's own benchmarks, prompts and judging over our engine. Alone imports `evalscope`.
 
 evalscope asks a model one sample at a time from a pool of threads. So that the engine sees all requests at once, the
 benchmark's own loader is run first and its samples are put to the engine together; evalscope's task runner is then given a
@@ -30,7 +30,8 @@ from evalscope.constants import HubType
 
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import UsageError
-from perplexity_lies.protocols.base import Context, answer_all, fill, item_name
+from perplexity_lies.items import read_items
+from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins
 from perplexity_lies.records import GENERATION, ItemRecord, Status, sha256_text
 from perplexity_lies.store import canonical_json
 from perplexity_lies.suite import Suite, TaskSpec
@@ -61,7 +62,9 @@ class EngineAPI(ModelAPI):
             max_new_tokens=settings.max_new_tokens,
             stop=settings.stop,
             sampling=settings.sampling,
-            seed=int.from_bytes(hashlib.sha256(f"{self._seed}\n{prompt}".encode()).digest()[:4], "big") if settings.temperature else 0,
+            seed=int.from_bytes(hashlib.sha256(f"{self._seed}\n{prompt}".encode()).digest()[:4], "big")
+            if settings.temperature
+            else 0,
         )
 
     def answer(self, messages: Sequence[Message]) -> GenerateResult:
@@ -123,6 +126,7 @@ def run(engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
     records: list[ItemRecord] = []
     for task, seed, api, samples in plans:
         records += _judge(api, task, context, seed, samples)
+    refuse_twins(records, {task.name: task.generation.item for task in suite.tasks})
     return records
 
 
@@ -234,7 +238,9 @@ def _record(asked: Asked, review: dict[str, Any] | None, api: EngineAPI, task: T
     reply = api.answer(asked.messages)
     settings = task.generation
     score = review["sample_score"]["score"] if review is not None else {}
-    values = {name: float(value) for name, value in (score.get("value") or {}).items() if isinstance(value, int | float)}
+    values = {
+        name: float(value) for name, value in (score.get("value") or {}).items() if isinstance(value, int | float)
+    }
     error = reply.error or ("" if review is not None else "evalscope gave no review of this item")
     if not error and settings.metric not in values:
         raise UsageError(
@@ -291,33 +297,39 @@ def loops(text: str) -> bool:
     tail = words[len(words) // 2 :]
     if len(tail) < 2 * LOOP_TOKENS:
         return False
-    return any(all(tail[i] == tail[i - period] for i in range(period, len(tail))) for period in range(1, LOOP_TOKENS + 1))
+    return any(
+        all(tail[i] == tail[i - period] for i in range(period, len(tail))) for period in range(1, LOOP_TOKENS + 1)
+    )
 
 
 @register_benchmark(
     BenchmarkMeta(
         name=ITEMS_BENCHMARK,
         pretty_name="items beside a plies suite",
+        description="Items asked as they stand, judged by an exact match of what a regex extracts.",
         dataset_id="",
         metric_list=["exact_match"],
         few_shot_num=0,
         eval_split="test",
         prompt_template="{question}",
+        extra_params={"extract": {"type": "str", "description": "Regex whose first group is the answer.", "value": ""}},
     )
 )
-class ItemsAdapter(DefaultDataAdapter):  # type: ignore[misc]
-    """`{"id", "question", "choices", "gold", "target"}` a line; the question is asked as it stands."""
+class ItemsAdapter(DefaultDataAdapter):
+    """Items of a suite's own; the question is asked as it stands."""
 
     def load(self) -> tuple[DatasetDict, None]:
         path = Path(self.dataset_id)
-        items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][: self.limit]
         samples = [
             Sample(
-                id=index, group_id=index, input=item["question"], target=item["target"],
-                metadata={"id": item["id"], "subject": item.get("subject", "")},
+                id=index,
+                group_id=index,
+                input=item.question,
+                target=item.target,
+                metadata={"id": item.id, "subject": item.subject},
             )
-            for index, item in enumerate(items)
-        ]  # fmt: skip
+            for index, item in enumerate(read_items(path)[: self.limit])
+        ]
         return DatasetDict({"default": MemoryDataset(samples, name=path.stem)}), None
 
     def extract_answer(self, prediction: str, task_state: Any) -> str:

@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -39,23 +39,45 @@ _CACHE_SWITCH = ("datasets.config", "HF_DATASETS_CACHE")
 
 @contextlib.contextmanager
 def quarantine(log: Path) -> Iterator[None]:
-    """Run foreign code; stdout, stderr and logging go to `log`, and environment, logging, warnings, seeds come back as they were.
+    """Run foreign code; what it prints and logs goes to `log`, what it changes in the process comes back as it was.
 
     The datasets cache is a fresh temporary directory: its key leaves out path and content, so a shared one can serve
     another dataset's rows.
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(log.open("a", encoding="utf-8"))
-        cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plies-datasets-", ignore_cleanup_errors=True)))
+        cache = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="plies-datasets-", ignore_cleanup_errors=True))
+        )
         stack.enter_context(_environment())
         stack.enter_context(_logging())
         stack.enter_context(_random_states())
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(_switches(cache))
+        stack.enter_context(_descriptors(file))
         stack.enter_context(contextlib.redirect_stdout(file))
         stack.enter_context(contextlib.redirect_stderr(file))
         _send_logs_to(logging.StreamHandler(file))
         yield
+
+
+@contextlib.contextmanager
+def _descriptors(log: TextIO) -> Iterator[None]:
+    """Descriptors 1 and 2 themselves: lm-eval's call of `git` and compiled code write past sys.stdout and sys.stderr."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    for stream in streams:
+        stream.flush()
+    kept = {fd: os.dup(fd) for fd in (1, 2)}
+    for fd in kept:
+        os.dup2(log.fileno(), fd)
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.flush()
+        for fd, copy in kept.items():
+            os.dup2(copy, fd)
+            os.close(copy)
 
 
 @contextlib.contextmanager
@@ -84,9 +106,9 @@ def _logging() -> Iterator[None]:
             logger.setLevel(level)
             logger.handlers[:] = handlers
             logger.propagate, logger.disabled = propagate, off
-        for name, logger in root.manager.loggerDict.items():
-            if name not in known and isinstance(logger, logging.Logger):
-                logger.handlers.clear()
+        for name, born in root.manager.loggerDict.items():
+            if name not in known and isinstance(born, logging.Logger):
+                born.handlers.clear()
 
 
 def _send_logs_to(handler: logging.Handler) -> None:
@@ -120,12 +142,16 @@ def _random_states() -> Iterator[None]:
 @contextlib.contextmanager
 def _switches(cache: Path) -> Iterator[None]:
     """The offline switches of modules that are already imported, and of those imported inside."""
-    import datasets.config
+    import datasets.config  # noqa: F401
     import huggingface_hub.constants  # noqa: F401
 
     wanted: list[tuple[str, str, Any]] = [(module, name, True) for module, name in _OFFLINE_SWITCHES]
     wanted.append((*_CACHE_SWITCH, cache))
-    before = [(sys.modules[module], name, getattr(sys.modules[module], name)) for module, name, _ in wanted if hasattr(sys.modules[module], name)]
+    before = [
+        (sys.modules[module], name, getattr(sys.modules[module], name))
+        for module, name, _ in wanted
+        if hasattr(sys.modules[module], name)
+    ]
     for module, name, value in wanted:
         if hasattr(sys.modules[module], name):
             setattr(sys.modules[module], name, value)

@@ -11,19 +11,23 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import Dataset, Features, List, Value
 from lm_eval.api.model import TemplateLM
 
 from perplexity_lies.engines.base import Engine, Message, ScoreRequest
-from perplexity_lies.errors import UsageError
-from perplexity_lies.protocols.base import Context, answer_all, fill, item_name
+from perplexity_lies.errors import CheckpointError, UsageError
+from perplexity_lies.items import Item, read_items
+from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins
 from perplexity_lies.records import LOGLIKELIHOOD, ItemRecord, Status, sha256_text
 from perplexity_lies.store import canonical_json
-from perplexity_lies.suite import Suite, TaskSpec
+from perplexity_lies.suite import ITEMS_METRICS, Suite, TaskSpec
 
 RANKED = ("multiple_choice", "loglikelihood")
 """lm-eval's output types that this protocol can ask."""
@@ -39,6 +43,8 @@ class EngineLM(TemplateLM):
         self.title = title
         self.asked: dict[str, str] = {}
         """Rendered chat -> the messages it was made of, as canonical JSON."""
+        self.tokens: dict[tuple[str, str], tuple[int, int]] = {}
+        """(context, continuation) -> tokens of the context that were fed, and tokens that were cut from its left."""
 
     @property
     def tokenizer(self) -> Any:
@@ -50,7 +56,14 @@ class EngineLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return int(self.engine.tokenizer.eos_token_id)
+        end = self.engine.tokenizer.eos_token_id
+        if end is None:
+            raise CheckpointError(
+                "an item with an empty prompt cannot be asked of this checkpoint",
+                found="its tokenizer has neither a BOS nor an EOS token to begin with",
+                mend="state eos_token in its tokenizer_config.json",
+            )
+        return int(end)
 
     @cached_property
     def prefix_token_id(self) -> int:
@@ -66,9 +79,18 @@ class EngineLM(TemplateLM):
         return rendered
 
     def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        for (context, continuation), _, tokens in requests:
+            if not tokens:
+                raise UsageError(
+                    f"the answer {continuation!r} adds no token to its prompt, so it has no log-likelihood",
+                    found=f"the prompt ends in {context[-40:]!r}",
+                    mend="an item whose choices the tokenizer can tell from the prompt",
+                )
         asked = [ScoreRequest(context_ids=tuple(ctx), continuation_ids=tuple(cont)) for _, ctx, cont in requests]
         answer_all(self.context, self.title, asked, self.engine.score)
-        found = (self.context.journal.get(request.key) for request in asked)
+        found = [self.context.journal.get(request.key) for request in asked]
+        for (texts, _, _), answer in zip(requests, found, strict=True):
+            self.tokens[texts] = (answer["context_tokens"], answer["truncated_tokens"])
         return [(answer["loglikelihood_nats"], answer["is_greedy"]) for answer in found]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -89,7 +111,9 @@ def run(engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
             specs = [task for task in suite.tasks if task.loglikelihood.chat_template is chat]
             if specs:
                 records |= _run_together(engine, suite, specs, chat, context, Path(work))
-    return [record for task in suite.tasks for record in records[task.name]]
+    whole = [record for task in suite.tasks for record in records[task.name]]
+    refuse_twins(whole, {task.name: task.loglikelihood.item for task in suite.tasks})
+    return whole
 
 
 def _run_together(
@@ -107,7 +131,7 @@ def _run_together(
     folder = work / ("chat" if chat else "plain")
     folder.mkdir()
     for spec in specs:
-        (folder / f"{spec.name}.yaml").write_text(_task_yaml(spec, suite, context), encoding="utf-8")
+        (folder / f"{spec.name}.yaml").write_text(_task_yaml(spec, suite, context, folder), encoding="utf-8")
     manager = TaskManager(include_defaults=False, include_path=str(folder))
     tasks = {spec.name: _load(manager, folder, spec) for spec in specs}
     lm = EngineLM(engine, context, "log-likelihood")
@@ -122,7 +146,9 @@ def _run_together(
     )
     assert results is not None
     return {
-        spec.name: [_record(sample, tasks[spec.name], spec, lm) for sample in _by_document(results["samples"][spec.name])]
+        spec.name: [
+            _record(sample, tasks[spec.name], spec, lm) for sample in _by_document(results["samples"][spec.name])
+        ]
         for spec in specs
     }
 
@@ -144,12 +170,16 @@ def _load(manager: Any, folder: Path, spec: TaskSpec) -> Any:
     return task
 
 
-def _task_yaml(spec: TaskSpec, suite: Suite, context: Context) -> str:
+def _task_yaml(spec: TaskSpec, suite: Suite, context: Context, folder: Path) -> str:
     """The YAML that lm-eval loads for a task of the suite."""
     settings = spec.loglikelihood
     if spec.items is not None:
-        return yaml.safe_dump(_items_task(spec))
-    own = {"task": spec.name, "dataset_path": str(context.mirror.folder(settings.dataset)), "num_fewshot": settings.num_fewshot}
+        return yaml.safe_dump(_items_task(spec.name, read_items(spec.items.path), folder))
+    own = {
+        "task": spec.name,
+        "dataset_path": str(context.mirror.folder(settings.dataset)),
+        "num_fewshot": settings.num_fewshot,
+    }
     if settings.lm_eval_file:
         base = suite.path.parent / settings.lm_eval_file
     else:
@@ -169,19 +199,37 @@ def _stock_tasks() -> Path:
     return Path(found.submodule_search_locations[0]) / "tasks"
 
 
-def _items_task(spec: TaskSpec) -> dict[str, Any]:
-    assert spec.items is not None
+def _items_task(name: str, items: Sequence[Item], folder: Path) -> dict[str, Any]:
+    """A task over items of the suite's own: every text stands as it was written.
+
+    The items go by way of parquet with stated types (a JSON loader would guess: a date becomes a timestamp), and columns are
+    named, not put through Jinja (which drops a last newline, and which lm-eval follows by reading digits as a number).
+    """
+    text, columns = (
+        Value("string"),
+        {field.name: [getattr(item, field.name) for item in items] for field in fields(Item)},
+    )
+    types = {
+        "id": text,
+        "question": text,
+        "choices": List(text),
+        "gold": Value("int64"),
+        "target": text,
+        "subject": text,
+    }
+    file = folder / f"{name}.parquet"
+    Dataset.from_dict(columns, features=Features(types)).to_parquet(file)
     return {
-        "task": spec.name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(spec.items.path)}},
+        "task": name,
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
         "test_split": "test",
         "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{gold}}",
+        "doc_to_text": "question",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
         "num_fewshot": 0,
-        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ITEMS_METRICS],
         "metadata": {"version": 1.0},
     }
 
@@ -201,9 +249,15 @@ def _record(sample: dict[str, Any], task: Any, spec: TaskSpec, lm: EngineLM) -> 
     answers = [response[0] for response in sample["resps"]]
     scores = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], int | float)}
     if settings.metric not in scores:
-        raise UsageError(f"{where}: lm-eval gives no metric {settings.metric!r}", found=f"metrics: {', '.join(scores)}", mend="mend `metric:`")
+        raise UsageError(
+            f"{where}: lm-eval gives no metric {settings.metric!r}",
+            found=f"metrics: {', '.join(scores)}",
+            mend="mend `metric:`",
+        )
     ranked = task.OUTPUT_TYPE == "multiple_choice"
-    choices = [str(choice) for choice in task.doc_to_choice(doc)] if ranked else [continuation for _, continuation in pairs]
+    choices = (
+        [str(choice) for choice in task.doc_to_choice(doc)] if ranked else [continuation for _, continuation in pairs]
+    )
     gold = _gold_index(task, doc) if ranked else 0
     loglikelihoods = [float(answer[0]) for answer in answers][: len(choices)]
     prompt = lm.asked.get(pairs[0][0]) or _common_prefix([context for context, _ in pairs])
@@ -213,7 +267,9 @@ def _record(sample: dict[str, Any], task: Any, spec: TaskSpec, lm: EngineLM) -> 
         item=item_name(settings.item, doc, where),
         protocol=LOGLIKELIHOOD,
         prompt=_readable(prompt),
-        prompt_sha256=sha256_text(canonical_json([[lm.asked.get(context, context), continuation] for context, continuation in pairs])),
+        prompt_sha256=sha256_text(
+            canonical_json([[lm.asked.get(context, context), continuation] for context, continuation in pairs])
+        ),
         status=Status.SCORED,
         score=scores[settings.metric],
         metric=settings.metric,
@@ -224,7 +280,9 @@ def _record(sample: dict[str, Any], task: Any, spec: TaskSpec, lm: EngineLM) -> 
         choice_loglikelihoods_nats=tuple(loglikelihoods),
         choice_is_greedy=tuple(bool(answer[1]) for answer in answers)[: len(choices)],
         gold_index=gold,
-        extractor="lm-eval",
+        prompt_tokens=max(lm.tokens[pair][0] for pair in pairs),
+        truncated_prompt_tokens=max(lm.tokens[pair][1] for pair in pairs),
+        extractor=f"lm-eval@{version('lm-eval')}",
     )
 
 
