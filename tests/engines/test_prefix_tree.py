@@ -1,0 +1,89 @@
+"""The plan: every input once, shared stretches never past what may be shared, cheaper than no plan."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perplexity_lies.engines.prefix_tree import Input, Node, computed_tokens, plan
+
+tokens = st.lists(st.integers(0, 2), min_size=1, max_size=40)
+
+
+@st.composite
+def families(draw: st.DrawFn) -> list[Input]:
+    """Inputs that share prefixes of all lengths, in no order."""
+    stems = draw(st.lists(tokens, min_size=1, max_size=4))
+    found = []
+    for _ in range(draw(st.integers(1, 25))):
+        stem = draw(st.sampled_from(stems))
+        ids = tuple(stem[: draw(st.integers(0, len(stem)))] + draw(tokens))
+        found.append(Input(ids, draw(st.integers(0, len(ids) - 1))))
+    return found
+
+
+def nodes(node: Node) -> Iterator[Node]:
+    yield node
+    for group in node.groups:
+        for child in group.nodes:
+            yield from nodes(child)
+
+
+@given(families())
+@settings(max_examples=300, deadline=None)
+def test_every_input_hangs_below_states_that_it_may_use(inputs: list[Input]) -> None:
+    root = plan(inputs, batch_tokens=200, most_rows=4)
+    assert sorted(root.inputs(), key=repr) == sorted(set(inputs), key=repr)
+    for node in nodes(root):
+        for leaf in node.inputs():
+            assert node.stop <= leaf.shareable
+            assert leaf.ids[: node.stop] == node.ids[: node.stop]
+        for group in node.groups:
+            assert len(group.nodes) <= 4
+            assert {child.stop for child in group.nodes} == {group.stop}
+            assert group.stop > node.stop
+            assert len(group.nodes) == 1 or len(group.nodes) * (group.stop - node.stop) <= 200
+
+
+@given(families(), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_the_order_of_inputs_does_not_matter(inputs: list[Input], rng: random.Random) -> None:
+    shuffled = list(inputs)
+    rng.shuffle(shuffled)
+
+    def shape(node: Node) -> object:
+        below = [(group.stop, [shape(child) for child in group.nodes]) for group in node.groups]
+        return (node.stop, sorted(node.leaves, key=repr), below)
+
+    assert shape(plan(inputs, batch_tokens=500, most_rows=8)) == shape(plan(shuffled, batch_tokens=500, most_rows=8))
+
+
+def test_a_header_runs_once_for_all_its_items() -> None:
+    header = tuple(range(100))
+    inputs = [Input((*header, 200 + i, 300 + i, 400 + i), 102) for i in range(50)]
+    assert computed_tokens(plan(inputs, batch_tokens=4096, most_rows=64)) == 100 + 50 * 3
+
+
+def test_choices_share_their_item_and_items_their_header() -> None:
+    header = tuple(range(100))
+    items = [(*header, *(1000 + 100 * i + j for j in range(30))) for i in range(10)]
+    inputs = [Input((*item, 5000 + c, *range(6000, 6010)), 129) for item in items for c in range(4)]
+    assert computed_tokens(plan(inputs, batch_tokens=4096, most_rows=64)) == 100 + 10 * 29 + 40 * (1 + 11)
+
+
+def test_nothing_is_shared_where_nothing_may_be() -> None:
+    inputs = [Input((1, 2, 3, 4, 5, 6, 7, 8, 9, i), 0) for i in range(10)]
+    root = plan(inputs, batch_tokens=4096, most_rows=64)
+    assert not root.groups
+    assert computed_tokens(root) == 100
+
+
+def test_nodes_of_nearly_one_length_run_as_one_batch_cut_to_the_shortest() -> None:
+    contexts = [tuple(range(1000 * i, 1000 * i + 40 + i)) for i in range(1, 5)]
+    inputs = [Input((*context, 1, 2, 3, c), len(context)) for context in contexts for c in (7, 8)]
+    root = plan(inputs, batch_tokens=4096, most_rows=64)
+    assert [group.stop for group in root.groups] == [41]
+    assert len(root.groups[0].nodes) == 4
