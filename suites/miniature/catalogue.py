@@ -1,0 +1,44 @@
+"""The miniature suite's items and settings: made here, kept as files beside this one, read from there.
+
+Task sizes, extraction patterns and token budgets stand here, once; `tasks.json` and `items/*.jsonl` are written from
+them by `python -m suites.miniature`, byte for byte the same each time. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from suites.miniature.world import Item, make_items, make_world
+
+HERE = Path(__file__).parent
+
+WHOLE_REPLY = r"^\s*(.*?)\s*$"
+TASKS: dict[str, dict[str, Any]] = {
+    "facts": {"extract": WHOLE_REPLY, "max_new_tokens": 24, "items": 200},
+    "choice": {"extract": r"\b([A-D])\s*$", "max_new_tokens": 24, "items": 160},
+    "arith": {"extract": r"answer : (\d+)", "max_new_tokens": 56, "items": 200},
+    "recall": {"extract": WHOLE_REPLY, "max_new_tokens": 32, "items": 200},
+    "instruct": {"extract": WHOLE_REPLY, "max_new_tokens": 32, "items": 200},
+}
+"""Per task: the pattern whose group 1 is the final answer of a generated reply, the reply's budget, the item count."""
+
+
+def all_items() -> dict[str, list[Item]]:
+    """The evaluation items of every task, generated."""
+    return make_items(make_world(), {task: settings["items"] for task, settings in TASKS.items()})
+
+
+def write_files(directory: Path = HERE) -> list[Path]:
+    """Writes `tasks.json` and `items/<task>.jsonl` under `directory`; returns the paths."""
+    (directory / "items").mkdir(parents=True, exist_ok=True)
+    paths = [directory / "tasks.json"]
+    paths[0].write_text(json.dumps(TASKS, indent=2) + "\n", encoding="utf-8")
+    for task, items in all_items().items():
+        path = directory / "items" / f"{task}.jsonl"
+        lines = [json.dumps(dataclasses.asdict(item)) + "\n" for item in items]
+        path.write_text("".join(lines), encoding="utf-8")
+        paths.append(path)
+    return paths

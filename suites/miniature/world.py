@@ -1,0 +1,419 @@
+"""The miniature world: a seeded toy world of facts, sums, look-ups and instructions, in about 250 words.
+
+Two streams come out of it: training documents (chat: question and answer; plain: running text) and evaluation items (a
+question, four complete replies, the short target). Everything is a function of (seed, index), so that a stream can be
+resumed at any position and made again byte for byte. The task set follows the trials on tiny models: facts held in the
+weights, written-out arithmetic, recall from the prompt, symbol manipulation, letter choices.
+
+Standard library only. Knows nothing of tokenizers, models or protocols; text is words joined by single spaces.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+WORLD_SEED = 2603
+"""Which facts hold and which items are asked. A recipe varies the seed of its stream, never this one."""
+
+MAX_NUMBER = 29
+"""Largest number of the world; every partial sum lies in 0..MAX_NUMBER."""
+
+LETTERS = tuple(string.ascii_lowercase)
+CAPITALS = tuple(string.ascii_uppercase)
+NAMES = tuple(
+    "ada ben cleo dan eva finn gus hana ian jade kai lena max nina otto pia quin rosa sam tess ugo vera walt xena yves "
+    "zoe amos beth carl dora ed faye glen hugo ines joel kim leo mara ned olga paul rhea stan tara ursa vito wanda "
+    "yuri zora alma boris clara dirk elsa fred greta hank iris jonas karin liam".split()
+)
+OBJECTS = tuple(
+    "box cup key jar bag pot pan map pen hat coin ring book lamp rope bell drum flag kite sail tent vase wheel clock "
+    "glove brush spoon plate chair table shelf broom".split()
+)
+ATTRIBUTES = {
+    "color": tuple("red blue green pink gray brown white black amber teal violet ivory".split()),
+    "metal": tuple("iron gold zinc lead tin copper nickel silver steel brass bronze chrome".split()),
+    "city": tuple("oslo rome paris cairo lima delhi tokyo quito berlin athens dublin madrid".split()),
+    "animal": tuple("fox owl bear wolf crow deer seal hare toad lynx swan mole".split()),
+    "food": tuple("rice bread soup cake plum pear fig corn bean kale leek date".split()),
+    "job": tuple("baker pilot nurse judge tailor miner farmer sailor potter singer dancer mason".split()),
+}
+FUNCTION_WORDS = tuple(": ; , . ? + - = of give answer reverse uppercase repeat double times has".split())
+
+MAX_PAIRS, MAX_STEPS, MAX_LETTERS, MAX_TIMES = 8, 6, 7, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One training text. `question` is empty for plain running text, whose words are all in `answer`."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One evaluation item: `choices` are complete replies, `choices[gold]` the right one, `target` its short answer."""
+
+    id: str
+    subject: str
+    question: str
+    choices: tuple[str, ...]
+    gold: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What holds: `facts[name][attribute]` is a value."""
+
+    facts: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A question with its reply, short target and near misses, before choices are shuffled."""
+
+    subject: str
+    question: str
+    reply: str
+    target: str
+    misses: tuple[str, ...]
+
+
+def make_world(seed: int = WORLD_SEED) -> World:
+    """The facts of a world."""
+    rng = random.Random(f"{seed}:facts")
+    return World({name: {a: rng.choice(values) for a, values in ATTRIBUTES.items()} for name in NAMES})
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word of the world, in a fixed order, without special tokens."""
+    values = [value for group in ATTRIBUTES.values() for value in group]
+    numbers = [str(n) for n in range(MAX_NUMBER + 1)]
+    words = [*FUNCTION_WORDS, *numbers, *LETTERS, *CAPITALS, *ATTRIBUTES, *values, *NAMES, *OBJECTS]
+    return tuple(dict.fromkeys(words))
+
+
+def _size(rng: random.Random, low: int, high: int, level: float) -> int:
+    """A size in low..high, where `level` in [0, 1] says how much of the range is open."""
+    return rng.randint(low, low + round((high - low) * level))
+
+
+def _replaced(words: list[str], at: int, word: str) -> list[str]:
+    return [*words[:at], word, *words[at + 1 :]]
+
+
+def _swapped(words: list[str], at: int) -> list[str]:
+    return [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
+
+
+def _near_misses(rng: random.Random, reply: str, makers: list[Callable[[], str | None]]) -> tuple[str, ...]:
+    """Three different wrong replies, the makers taken in turn until there are three; fewer when they run dry.
+
+    No wrong reply begins another choice or is begun by one: ranking sees no end of reply, so there the shorter would
+    always win, whatever the checkpoint knows.
+    """
+    found: list[str] = []
+    for turn in range(60):
+        miss = makers[turn % len(makers)]()
+        taken = [f"{text} " for text in (reply, *found)]
+        if miss is not None and not any(t.startswith(f"{miss} ") or f"{miss} ".startswith(t) for t in taken):
+            found.append(miss)
+        if len(found) == 3:
+            break
+    return tuple(found)
+
+
+def draft_facts(rng: random.Random, world: World, count: int) -> Draft:
+    """`count` attributes of one entity, in the order asked. Near misses: one value of another entity."""
+    name = rng.choice(NAMES)
+    asked = rng.sample(sorted(ATTRIBUTES), count)
+    values = [world.facts[name][a] for a in asked]
+
+    def render(shown: list[str]) -> str:
+        return " , ".join(f"{a} {v}" for a, v in zip(asked, shown, strict=True))
+
+    def miss() -> str:
+        at = rng.randrange(count)
+        return render(_replaced(values, at, world.facts[rng.choice(NAMES)][asked[at]]))
+
+    reply = render(values)
+    question = f"{' '.join(asked)} of {name} ?"
+    return Draft(f"facts-{count}", question, reply, reply, _near_misses(rng, reply, [miss]))
+
+
+def draft_choice(rng: random.Random, world: World) -> Draft:
+    """A fact with four lettered options. Near misses: the right value with a wrong letter, a wrong one with its own."""
+    name, attribute = rng.choice(NAMES), rng.choice(sorted(ATTRIBUTES))
+    value = world.facts[name][attribute]
+    options = [value, *rng.sample([v for v in ATTRIBUTES[attribute] if v != value], 3)]
+    rng.shuffle(options)
+    letters = "ABCD"
+    letter = letters[options.index(value)]
+    question = f"{attribute} of {name} ? " + " ".join(f"{v} {c}" for c, v in zip(letters, options, strict=True))
+    reply = f"{value} {letter}"
+
+    def wrong_letter() -> str:
+        return f"{value} {rng.choice(letters)}"
+
+    def wrong_value() -> str:
+        at = rng.randrange(4)
+        return f"{options[at]} {letters[at]}"
+
+    misses = _near_misses(rng, reply, [wrong_letter, wrong_value])
+    return Draft(f"choice-{attribute}", question, reply, letter, misses)
+
+
+def _written_out(numbers: list[int], signs: list[str], slip: tuple[int, int] | None = None) -> str | None:
+    """A sum worked step by step; `slip` = (step, error) adds an error there and carries it on. None out of range."""
+    total, steps = numbers[0], []
+    for step, (sign, number) in enumerate(zip(signs, numbers[1:], strict=True)):
+        value = total + number if sign == "+" else total - number
+        if slip is not None and slip[0] == step:
+            value += slip[1]
+        if not 0 <= value <= MAX_NUMBER:
+            return None
+        steps.append(f"{total} {sign} {number} = {value} ;")
+        total = value
+    return f"{' '.join(steps)} answer : {total}"
+
+
+def draft_arith(rng: random.Random, world: World, steps: int) -> Draft:
+    """A chain of sums. Near misses, carried on consistently: off by one or two, a sign flipped, an operand misread."""
+    del world
+    while True:
+        numbers = [rng.randint(1, 9) for _ in range(steps + 1)]
+        signs = [rng.choice("+-") for _ in range(steps)]
+        reply = _written_out(numbers, signs)
+        if reply is not None:
+            break
+    target = reply.rsplit(" ", 1)[1]
+
+    def checked(text: str | None) -> str | None:
+        return None if text is None or text.rsplit(" ", 1)[1] == target else text
+
+    def slipped() -> str | None:
+        return checked(_written_out(numbers, signs, (rng.randrange(steps), rng.choice((-2, -1, 1, 2)))))
+
+    def flipped() -> str | None:
+        at = rng.randrange(steps)
+        return checked(_written_out(numbers, _replaced(signs, at, "-" if signs[at] == "+" else "+")))
+
+    def misread() -> str | None:
+        at = rng.randrange(1, steps + 1)
+        return checked(_written_out([*numbers[:at], rng.choice(numbers), *numbers[at + 1 :]], signs))
+
+    question = str(numbers[0]) + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True)) + " = ?"
+    return Draft(f"arith-{steps}", question, reply, target, _near_misses(rng, reply, [slipped, misread, flipped]))
+
+
+def draft_recall(rng: random.Random, world: World, pairs: int, asked: int) -> Draft:
+    """Three letters under each key, some keys asked. Near misses: another key's value, a wrong letter, a wrong order."""
+    del world
+    keys = rng.sample(OBJECTS, pairs)
+    letters = rng.sample(LETTERS, 3 * pairs)
+    values = {key: letters[3 * i : 3 * i + 3] for i, key in enumerate(keys)}
+    wanted = rng.sample(keys, asked)
+
+    def render(shown: dict[str, list[str]]) -> str:
+        return " , ".join(f"{key} {' '.join(shown[key])}" for key in wanted)
+
+    def changed(key: str, value: list[str]) -> str:
+        return render({**values, key: value})
+
+    def other_value() -> str:
+        return changed(rng.choice(wanted), values[rng.choice(keys)])
+
+    def one_letter() -> str:
+        key, at = rng.choice(wanted), rng.randrange(3)
+        return changed(key, _replaced(values[key], at, values[rng.choice(keys)][at]))
+
+    def order() -> str:
+        key = rng.choice(wanted)
+        return changed(key, _swapped(values[key], rng.randrange(2)))
+
+    reply = render(values)
+    listed = " , ".join(f"{key} {' '.join(values[key])}" for key in keys)
+    question = f"{listed} ; give {' '.join(wanted)}"
+    misses = _near_misses(rng, reply, [other_value, one_letter, order])
+    return Draft(f"recall-{pairs}", question, reply, reply, misses)
+
+
+def draft_instruct(rng: random.Random, world: World, kind: str, length: int, times: int) -> Draft:
+    """Do something to letters. Near misses: two neighbours swapped, one letter wrong, one too few or too many."""
+    del world
+    source = rng.sample(LETTERS, length)
+    if kind == "repeat":
+        source = source[:2]
+        question, words = f"repeat {' '.join(source)} {times} times", source * times
+    else:
+        question = f"{kind} {' '.join(source)}"
+        words = {
+            "reverse": source[::-1],
+            "uppercase": [c.upper() for c in source],
+            "double": [c for c in source for _ in range(2)],
+        }[kind]
+
+    def neighbours() -> str:
+        return " ".join(_swapped(words, rng.randrange(len(words) - 1)))
+
+    def one_wrong() -> str:
+        return " ".join(_replaced(words, rng.randrange(len(words)), rng.choice(words)))
+
+    def one_off() -> str:
+        at = rng.randrange(len(words))
+        return " ".join(
+            [*words[:at], *words[at + 1 :]] if rng.random() < 0.5 else [*words[:at], words[at], *words[at:]]
+        )
+
+    reply = " ".join(words)
+    return Draft(f"instruct-{kind}", question, reply, reply, _near_misses(rng, reply, [neighbours, one_wrong, one_off]))
+
+
+INSTRUCTIONS = ("reverse", "uppercase", "repeat", "double")
+
+
+def draft(rng: random.Random, world: World, task: str, level: float) -> Draft:
+    """A training-size draft of a task; `level` in [0, 1] opens the sizes (curriculum)."""
+    if task == "facts":
+        return draft_facts(rng, world, _size(rng, 1, 4, level))
+    if task == "choice":
+        return draft_choice(rng, world)
+    if task == "arith":
+        return draft_arith(rng, world, _size(rng, 1, MAX_STEPS, level))
+    if task == "recall":
+        pairs = _size(rng, 1, MAX_PAIRS, level)
+        return draft_recall(rng, world, pairs, rng.randint(1, min(3, pairs)))
+    kind = rng.choice(INSTRUCTIONS)
+    return draft_instruct(rng, world, kind, _size(rng, 2, MAX_LETTERS, level), _size(rng, 2, MAX_TIMES, level))
+
+
+def draft_hard(rng: random.Random, world: World, task: str, number: int) -> Draft:
+    """An evaluation-size draft: the upper sizes only, subjects in turn by `number`."""
+    if task == "facts":
+        return draft_facts(rng, world, 2 + number % 3)
+    if task == "choice":
+        return draft_choice(rng, world)
+    if task == "arith":
+        return draft_arith(rng, world, 3 + number % 4)
+    if task == "recall":
+        return draft_recall(rng, world, (4, 6, 8)[number % 3], rng.randint(2, 3))
+    kind = INSTRUCTIONS[number % 4]
+    return draft_instruct(rng, world, kind, rng.randint(4, MAX_LETTERS), rng.randint(3, MAX_TIMES))
+
+
+def make_items(world: World, sizes: dict[str, int], seed: int = WORLD_SEED) -> dict[str, list[Item]]:
+    """The evaluation items of every task in `sizes`: unique questions, four different choices, balanced golds."""
+    items: dict[str, list[Item]] = {}
+    for task, size in sizes.items():
+        rng = random.Random(f"{seed}:items:{task}")
+        drafts: dict[str, Draft] = {}
+        while len(drafts) < size:
+            made = draft_hard(rng, world, task, len(drafts))
+            if len(made.misses) == 3:
+                drafts.setdefault(made.question, made)
+        golds = [i % 4 for i in range(size)]
+        rng.shuffle(golds)
+        items[task] = []
+        for number, (made, gold) in enumerate(zip(drafts.values(), golds, strict=True)):
+            choices = list(made.misses)
+            choices.insert(gold, made.reply)
+            identity = f"{task}-{number:04d}"
+            items[task].append(Item(identity, made.subject, made.question, tuple(choices), gold, made.target))
+    return items
+
+
+def _plain_statement(rng: random.Random, world: World, level: float) -> str:
+    del level
+    name = rng.choice(NAMES)
+    known = rng.sample(sorted(ATTRIBUTES), rng.randint(2, 4))
+    return f"{name} has " + " , ".join(f"{a} {world.facts[name][a]}" for a in known) + " ."
+
+
+def _plain_equations(rng: random.Random, world: World, level: float) -> str:
+    del world, level
+    lines = []
+    for _ in range(rng.randint(2, 5)):
+        total, number = rng.randint(0, MAX_NUMBER), rng.randint(1, 9)
+        if total + number <= MAX_NUMBER and rng.random() < 0.5:
+            lines.append(f"{total} + {number} = {total + number} ;")
+        elif total >= number:
+            lines.append(f"{total} - {number} = {total - number} ;")
+    return " ".join(lines or ["0 + 1 = 1 ;"])
+
+
+def _plain_table(rng: random.Random, world: World, level: float) -> str:
+    """Keys with letters, listed, then listed again in another order: every second token can be looked up."""
+    del world
+    pairs = _size(rng, 2, 6, level)
+    letters = rng.sample(LETTERS, 3 * pairs)
+    rows = [f"{k} {' '.join(letters[3 * i : 3 * i + 3])}" for i, k in enumerate(rng.sample(OBJECTS, pairs))]
+    again = rng.sample(rows, len(rows))
+    return f"{' , '.join(rows)} . {' , '.join(again)} ."
+
+
+def _plain_pairs(rng: random.Random, world: World, level: float) -> str:
+    """Words of any kind, each with a letter, then the same pairs in another order: look-up at its densest."""
+    del world
+    count = _size(rng, 2, 8, level)
+    words = rng.sample([*OBJECTS, *NAMES, *(v for group in ATTRIBUTES.values() for v in group)], count)
+    letters = rng.sample(rng.choice((LETTERS, CAPITALS, CAPITALS[:8])), count)
+    pairs = [f"{word} {letter}" for word, letter in zip(words, letters, strict=True)]
+    return f"{' '.join(pairs)} . {' '.join(rng.sample(pairs, count))} ."
+
+
+def _plain_copy(rng: random.Random, world: World, level: float) -> str:
+    """Words or letters, said twice or thrice."""
+    del world
+    pool = LETTERS if rng.random() < 0.5 else tuple(v for group in ATTRIBUTES.values() for v in group)
+    said = " ".join(rng.sample(pool, _size(rng, 3, 10, level)))
+    return " . ".join([said] * rng.randint(2, 3)) + " ."
+
+
+PLAIN = {
+    "statement": _plain_statement,
+    "equations": _plain_equations,
+    "table": _plain_table,
+    "pairs": _plain_pairs,
+    "copy": _plain_copy,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Shares of a document stream; both tables are weights, not necessarily summing to one."""
+
+    chat: dict[str, float]
+    """Weight of each task among chat documents."""
+    plain: dict[str, float]
+    """Weight of each kind among plain documents."""
+    plain_share: float
+    """Share of plain documents, in [0, 1]."""
+    level_documents: int = 0
+    """Documents over which the curriculum opens from its smallest sizes to all; 0 opens everything at once."""
+
+
+def make_document(world: World, mixture: Mixture, seed: int, index: int, held_out: frozenset[str]) -> Document:
+    """Document number `index` of the stream `seed`; a question in `held_out` is drawn again."""
+    rng = random.Random(f"{seed}:{index}")
+    level = min(1.0, index / mixture.level_documents) if mixture.level_documents else 1.0
+    if rng.random() < mixture.plain_share:
+        kind = rng.choices(list(mixture.plain), list(mixture.plain.values()))[0]
+        return Document(kind, "", PLAIN[kind](rng, world, level))
+    task = rng.choices(list(mixture.chat), list(mixture.chat.values()))[0]
+    while True:
+        made = draft(rng, world, task, level)
+        if made.question not in held_out:
+            return Document(task, made.question, made.reply)
+
+
+def stream(world: World, mixture: Mixture, seed: int, held_out: frozenset[str], start: int = 0) -> Iterator[Document]:
+    """Documents from number `start` on, without end."""
+    index = start
+    while True:
+        yield make_document(world, mixture, seed, index, held_out)
+        index += 1
