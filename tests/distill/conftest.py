@@ -1,0 +1,70 @@
+"""What the tests of `distill` share: one thread, torch's random state put back, and models of a few thousand weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
+
+from distill.recipe import TeacherConfig
+from distill.stages import assembled, new_student
+from distill.students.hybrid import HybridForCausalLM
+from distill.teacher import new_teacher
+from distill.tokenizer import build_tokenizer
+from suites.miniature.world import vocabulary
+
+TINY_TEACHER = TeacherConfig(
+    layers=3,
+    hidden_size=32,
+    intermediate_size=48,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    rope_theta=10000.0,
+    max_positions=256,
+)
+
+
+@pytest.fixture(autouse=True)
+def torch_state() -> Iterator[None]:
+    """One thread and a seeded generator inside the test, everything as before after it."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The miniature world's tokenizer."""
+    return build_tokenizer(vocabulary())
+
+
+@pytest.fixture
+def teacher(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """A random teacher of three layers, its weights large enough that predictions differ."""
+    model = new_teacher(TINY_TEACHER, tokenizer, seed=0).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    return model
+
+
+@pytest.fixture
+def make_hybrid(teacher: Qwen3ForCausalLM) -> Callable[..., HybridForCausalLM]:
+    """`make_hybrid(kept=(1,))` -> a student of `teacher` whose KDA weights are far from their starting values."""
+
+    def make(kept: tuple[int, ...] = (1,), chunk: int = 4) -> HybridForCausalLM:
+        student = new_student(teacher, seed=1, kda_chunk=chunk)
+        with torch.no_grad():
+            for name, parameter in student.named_parameters():
+                if ".kda." in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+        return assembled(teacher, student, kept).eval()
+
+    return make

@@ -1,0 +1,206 @@
+"""HybridForCausalLM: the transformers conventions, packing, padding, caches, round trips."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase, Qwen3ForCausalLM
+
+import distill
+from distill.export import export_checkpoint, load_exported
+from distill.stages import new_student
+from distill.students.hybrid import HybridConfig, HybridForCausalLM, KDACacheLayer, register
+
+MakeHybrid = Callable[..., HybridForCausalLM]
+KEPT = [(), (1,), (0, 2), (0, 1, 2)]
+
+
+def random_ids(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(6, 250, (rows, length))
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@torch.no_grad()
+def test_cached_equals_full(make_hybrid: MakeHybrid, kept: tuple[int, ...]) -> None:
+    model, ids = make_hybrid(kept), random_ids(2, 15)
+    full = model(ids).logits
+    out = model(ids[:, :6], use_cache=True)
+    logits = [out.logits]
+    for first, last in [(6, 7), (7, 8), (8, 12), (12, 13), (13, 14), (14, 15)]:
+        out = model(ids[:, first:last], past_key_values=out.past_key_values, use_cache=True)
+        logits.append(out.logits)
+    torch.testing.assert_close(torch.cat(logits, 1), full, rtol=1e-4, atol=1e-4)
+    assert out.past_key_values.get_seq_length() == 15
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@torch.no_grad()
+def test_packed_equals_separate(make_hybrid: MakeHybrid, kept: tuple[int, ...]) -> None:
+    model, lengths = make_hybrid(kept), (5, 1, 7)
+    documents = [random_ids(1, n) for n in lengths]
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    packed = model(torch.cat(documents, 1), position_ids=positions, use_cache=False).logits
+    alone = torch.cat([model(d, use_cache=False).logits for d in documents], 1)
+    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("kept", KEPT)
+@torch.no_grad()
+def test_padded_equals_alone(make_hybrid: MakeHybrid, kept: tuple[int, ...], left: bool) -> None:
+    model, lengths, longest = make_hybrid(kept), (4, 9, 6), 9
+    rows = [random_ids(1, n) for n in lengths]
+    ids, mask = torch.zeros((3, longest), dtype=torch.long), torch.zeros((3, longest), dtype=torch.long)
+    for row, (tokens, n) in enumerate(zip(rows, lengths, strict=True)):
+        where = slice(longest - n, longest) if left else slice(0, n)
+        ids[row, where], mask[row, where] = tokens[0], 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    padded = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    for row, tokens in enumerate(rows):
+        torch.testing.assert_close(padded[row, mask[row].bool()], model(tokens).logits[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@torch.no_grad()
+def test_batched_generation_equals_one_by_one(make_hybrid: MakeHybrid, kept: tuple[int, ...]) -> None:
+    model, lengths = make_hybrid(kept), (3, 8, 5)
+    rows = [random_ids(1, n) for n in lengths]
+    ids = torch.cat([F.pad(row, (8 - row.shape[1], 0)) for row in rows])
+    mask = torch.cat([F.pad(torch.ones_like(row), (8 - row.shape[1], 0)) for row in rows])
+    options = {"max_new_tokens": 7, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    together = model.generate(ids, attention_mask=mask, **options)[:, 8:]
+    for row, tokens in enumerate(rows):
+        alone = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)[0, tokens.shape[1] :]
+        assert together[row].tolist() == alone.tolist()
+    greedy = rows[0]
+    for _ in range(7):
+        greedy = torch.cat((greedy, model(greedy).logits[:, -1:].argmax(-1)), 1)
+    assert together[0].tolist() == greedy[0, 3:].tolist()
+
+
+@torch.no_grad()
+def test_cache_rows_can_be_selected_reordered_and_repeated(make_hybrid: MakeHybrid) -> None:
+    model, ids, following = make_hybrid((1,)), random_ids(3, 6), random_ids(4, 2)
+    for change, rows in (
+        (lambda c: c.batch_select_indices(torch.tensor([2, 0, 2, 1])), [2, 0, 2, 1]),
+        (lambda c: c.reorder_cache(torch.tensor([1, 1, 2])), [1, 1, 2]),
+        (lambda c: c.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
+    ):
+        cache = model(ids, use_cache=True).past_key_values
+        change(cache)
+        new = following[torch.arange(len(rows)) % 4]
+        moved = model(new, past_key_values=cache).logits
+        expected = model(torch.cat((ids[rows], new), 1)).logits[:, 6:]
+        torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_beam_search_runs_on_the_cache(make_hybrid: MakeHybrid) -> None:
+    model, ids = make_hybrid((1,)), random_ids(2, 5)
+    options = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with_cache = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    without = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=False, **options)
+    assert with_cache.tolist() == without.tolist()
+
+
+def test_a_kda_cache_layer_cannot_be_cropped_but_reset(make_hybrid: MakeHybrid) -> None:
+    model, ids = make_hybrid((1,)), random_ids(1, 5)
+    cache = model(ids, use_cache=True).past_key_values
+    assert isinstance(cache, DynamicCache) and isinstance(cache.layers[0], KDACacheLayer)
+    assert not cache.is_croppable
+    cache.reset()
+    assert cache.get_seq_length() == 0 and cache.layers[0].state is None
+
+
+def test_a_student_that_keeps_every_layer_is_the_teacher(make_hybrid: MakeHybrid, teacher: Qwen3ForCausalLM) -> None:
+    ids = random_ids(2, 12)
+    torch.testing.assert_close(make_hybrid((0, 1, 2))(ids).logits, teacher(ids).logits)
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_labelled_tokens(make_hybrid: MakeHybrid) -> None:
+    model, ids = make_hybrid((1,)), random_ids(2, 9)
+    labels = ids.clone()
+    labels[:, :4] = -100
+    out = model(ids, labels=labels)
+    expected = F.cross_entropy(out.logits[:, 3:-1].reshape(-1, out.logits.shape[-1]), ids[:, 4:].reshape(-1))
+    torch.testing.assert_close(out.loss, expected)
+
+
+def test_logits_to_keep(make_hybrid: MakeHybrid) -> None:
+    model, ids = make_hybrid((1,)), random_ids(2, 9)
+    full = model(ids).logits
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, full[:, -2:])
+    torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([0, 5])).logits, full[:, [0, 5]])
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(make_hybrid: MakeHybrid) -> None:
+    model, ids = make_hybrid((1,)).train(), random_ids(2, 9)
+    gradients = []
+    for enable in (False, True):
+        if enable:
+            model.activation_checkpointing_enable()
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_weights_are_tied(make_hybrid: MakeHybrid) -> None:
+    model = make_hybrid((1,))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@torch.no_grad()
+def test_exported_directory_loads_through_the_auto_classes(
+    make_hybrid: MakeHybrid, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model, ids = make_hybrid((1,)), random_ids(2, 9)
+    export_checkpoint(model, tokenizer, tmp_path / "student")
+    loaded, loaded_tokenizer = load_exported(tmp_path / "student")
+    assert type(loaded) is HybridForCausalLM and loaded.dtype == torch.float32
+    for (name, value), (_, own) in zip(loaded.state_dict().items(), model.state_dict().items(), strict=True):
+        exact = name.endswith(("A_log", "dt_bias"))
+        assert torch.equal(value, own if exact else own.to(torch.bfloat16).float()), name
+    assert loaded_tokenizer.get_vocab() == tokenizer.get_vocab()
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("plies_hybrid", ["HybridForCausalLM"])
+    assert json.loads((tmp_path / "student" / "generation_config.json").read_text())["eos_token_id"] == 3
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype="auto")
+    assert stored.dtype == torch.bfloat16 and stored.model.layers[0].kda.A_log.dtype == torch.float32
+    assert torch.isfinite(stored(ids).logits).all()
+
+
+def test_register_twice_and_by_the_table() -> None:
+    module, _, function = distill.MODEL_TYPES["plies_hybrid"].partition(":")
+    assert (module, function) == (register.__module__, register.__name__)
+    register()
+    register()
+    assert type(AutoConfig.for_model("plies_hybrid", num_hidden_layers=1, layer_types=["kda"])) is HybridConfig
+
+
+def test_unknown_layer_types_are_refused() -> None:
+    for layer_types in (["full_attention"], ["full_attention", "mamba"]):
+        with pytest.raises((ValueError, StrictDataclassError), match="layer_types must be 2 of"):
+            HybridConfig(num_hidden_layers=2, layer_types=layer_types)
+
+
+def test_a_new_student_leaves_the_random_state(teacher: Qwen3ForCausalLM) -> None:
+    before = torch.get_rng_state()
+    first, second = (new_student(teacher, seed=5).state_dict() for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_importing_distill_imports_no_torch() -> None:
+    code = "import sys, distill; print(sorted({'torch', 'transformers', 'typer'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
