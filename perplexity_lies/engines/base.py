@@ -60,6 +60,10 @@ class ScoreResult:
     continuation_tokens: int
     truncated_tokens: int = 0
     """Tokens cut from the left because the whole did not fit the context."""
+    error: str = ""
+    """Why there is no log-likelihood (the number above is then no measurement); empty for an answer."""
+    failed: bool = False
+    """Whether `error` tells of a failure that another try might not meet, rather than of a request that cannot be run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +90,16 @@ class GenerateRequest:
     """Of this row alone: its text does not depend on its neighbours."""
     max_prompt_tokens: int | None = None
     """Cut the prompt from the left to this many tokens, as lm-eval does; None never cuts, as evalscope."""
+    messages: tuple[tuple[str, str], ...] = ()
+    """(role, content) of a chat that goes to the engine as it is (`Engine.takes_messages`); `prompt` is then its transcript."""
 
     @property
     def key(self) -> str:
         """Content hash: equal requests have equal keys."""
-        return _digest(["generate", asdict(self)])
+        content = asdict(self)
+        if not self.messages:
+            del content["messages"]
+        return _digest(["generate", content])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +118,8 @@ class GenerateResult:
     """Tokens at positions beyond the checkpoint's stated context."""
     error: str = ""
     """Why the row could not be run; empty for a reply."""
+    failed: bool = False
+    """Whether `error` tells of a failure that another try might not meet, rather than of a request that cannot be run."""
 
 
 class PairIds(NamedTuple):
@@ -170,6 +181,16 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def has_chat_template(self) -> bool:
         """Whether `render_chat` uses a template of the checkpoint."""
+
+    @property
+    def why_no_score(self) -> str:
+        """Why this engine has no log-likelihoods of given tokens; empty where it has them."""
+        return ""
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether a chat goes to the engine as messages, because the template is applied where the weights are."""
+        return False
 
 
 def _digest(content: Any) -> str:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import transformers
 
 from perplexity_lies.checkpoint import Checkpoint
+from perplexity_lies.engines import tokens
 from perplexity_lies.engines.base import (
     Engine,
     EngineOptions,
@@ -39,10 +40,6 @@ from perplexity_lies.engines.state import CannotShare, check_can_fork, state_of
 
 logger = logging.getLogger(__name__)
 
-CONTEXT_WHEN_UNSTATED_TOKENS = 2048
-"""lm-eval's default where neither config nor tokenizer states a context."""
-
-
 SMALL_PARAMETERS = 10_000_000
 """Below this a second CPU thread costs more in waiting than it brings: 1 ms a step against 25 ms on two contended cores."""
 
@@ -60,7 +57,7 @@ class TorchEngine(Engine):
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint, options)
         self.device = next(self.model.parameters()).device
-        self.end_ids = _end_ids(self.model, self.tokenizer)
+        self.end_ids = tokens.end_ids(self.model.generation_config, self.model.config, self.tokenizer)
         self.threads = 1 if checkpoint.parameters < SMALL_PARAMETERS else torch.get_num_threads()
         self.why_not_shared, self.why_not_slots = _probe(self.model, self.device)
         for what, why in (
@@ -73,15 +70,7 @@ class TorchEngine(Engine):
 
     @property
     def context_tokens(self) -> int:
-        config = self.model.config
-        config = getattr(config, "text_config", None) or config
-        for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-            if getattr(config, name, None) is not None:
-                return int(getattr(config, name))
-        stated = getattr(self.tokenizer, "model_max_length", None)
-        if stated is not None and stated < 1_000_000_000:
-            return int(stated)
-        return CONTEXT_WHEN_UNSTATED_TOKENS
+        return tokens.context_tokens(self.model.config, self.tokenizer)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -98,24 +87,13 @@ class TorchEngine(Engine):
 
     @property
     def has_chat_template(self) -> bool:
-        return getattr(self.tokenizer, "chat_template", None) is not None
+        return tokens.has_chat_template(self.tokenizer)
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
-        if add_special_tokens is None:
-            bos = getattr(self.tokenizer, "bos_token", None)
-            add_special_tokens = not (bos and text.startswith(bos))
-        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        return tokens.encode(self.tokenizer, text, add_special_tokens)
 
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        if not self.has_chat_template:
-            return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
-        rendered: str = self.tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return rendered
+        return tokens.render_chat(self.tokenizer, messages, add_generation_prompt)
 
     def score(
         self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
@@ -189,18 +167,6 @@ def _probe(model: transformers.PreTrainedModel, device: torch.device) -> tuple[s
     except CannotShare as reason:
         return "", str(reason)
     return "", ""
-
-
-def _end_ids(model: transformers.PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a reply, as HF `generate` finds them; the tokenizer's own where the checkpoint states none."""
-    stated: int | Iterable[int] | None = getattr(model.generation_config, "eos_token_id", None)
-    if stated is None:
-        stated = getattr(model.config, "eos_token_id", None)
-    if stated is None:
-        stated = tokenizer.eos_token_id
-    if stated is None:
-        return frozenset()
-    return frozenset([stated] if isinstance(stated, int) else stated)
 
 
 def _warn_of_unused_generation_settings(model: transformers.PreTrainedModel) -> None:

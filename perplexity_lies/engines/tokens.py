@@ -1,0 +1,71 @@
+"""What every engine asks of a tokenizer and a config: ids of a text, a chat as text, the stated context, the end tokens.
+
+Follows lm-eval's `HFLM` (BOS and context), evalscope (chats without a template) and HF `generate` (end tokens), so that
+engines differ in who computes, never in what is asked. Knows nothing of models, servers or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from perplexity_lies.engines.base import Message
+
+CONTEXT_WHEN_UNSTATED_TOKENS = 2048
+"""lm-eval's default where neither config nor tokenizer states a context."""
+
+UNSTATED_TOKENS = 1_000_000_000
+"""transformers' `model_max_length` of a tokenizer that does not know it is larger than this."""
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether the checkpoint brings a chat template."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
+def encode(tokenizer: Any, text: str, add_special_tokens: bool | None = None) -> list[int]:
+    """Token ids. None lets the tokenizer decide, unless the text already opens with its BOS (lm-eval's rule)."""
+    if add_special_tokens is None:
+        bos = getattr(tokenizer, "bos_token", None)
+        add_special_tokens = not (bos and text.startswith(bos))
+    return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A chat as `role: content` lines: evalscope's rule for checkpoints without a template."""
+    return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    """Messages through the checkpoint's own chat template, or as a transcript where it has none."""
+    if not has_chat_template(tokenizer):
+        return transcript(messages)
+    rendered: str = tokenizer.apply_chat_template(
+        list(messages),
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+    )
+    return rendered
+
+
+def context_tokens(config: Any, tokenizer: Any) -> int:
+    """The stated context, as lm-eval finds it: in the config (None where there is none), else in the tokenizer."""
+    config = getattr(config, "text_config", None) or config
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if getattr(config, name, None) is not None:
+            return int(getattr(config, name))
+    stated = getattr(tokenizer, "model_max_length", None)
+    return int(stated) if stated is not None and stated < UNSTATED_TOKENS else CONTEXT_WHEN_UNSTATED_TOKENS
+
+
+def end_ids(generation_config: Any, config: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a reply, as HF `generate` finds them; the tokenizer's own where the checkpoint states none."""
+    stated: int | Iterable[int] | None = getattr(generation_config, "eos_token_id", None)
+    if stated is None:
+        stated = getattr(config, "eos_token_id", None)
+    if stated is None:
+        stated = tokenizer.eos_token_id
+    if stated is None:
+        return frozenset()
+    return frozenset([stated] if isinstance(stated, int) else stated)
