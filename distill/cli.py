@@ -26,11 +26,13 @@ def run(
 ) -> None:
     """Run a recipe; the same command after an interruption continues."""
     import torch
+    from transformers.utils import logging
 
     from distill.pipeline import run_recipe
     from distill.recipe import load_recipe
 
     torch.set_num_threads(threads)
+    logging.disable_progress_bar()
     scores = run_recipe(load_recipe(recipe), out)
     typer.echo(f"{'checkpoint':<12}{'task':<12}{'log-likelihood':>15}{'generation':>12}")
     for name, tasks in scores.items():

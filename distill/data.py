@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from distill.tokenizer import ASSISTANT, BOS, EOS, PAD, UNKNOWN, USER
-from suites.miniature.world import Document
+from suites.miniature.stream import Document
 
 
 @dataclass(frozen=True, slots=True)

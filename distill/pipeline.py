@@ -31,7 +31,8 @@ from distill.tokenizer import build_tokenizer
 from distill.train import Stream, Tally, train
 from perplexity_lies.errors import UsageError
 from suites.miniature.catalogue import TASKS, all_items
-from suites.miniature.world import Item, Mixture, make_document, make_world, vocabulary
+from suites.miniature.stream import Mixture, make_document
+from suites.miniature.world import Item, make_world, vocabulary
 
 SELECTION_SEED = 999_983
 """Stream seed of the documents on which layer sets are scored."""

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from perplexity_lies.errors import MissingError, UsageError, nearest
-from suites.miniature.world import Mixture
+from suites.miniature.stream import Mixture
 
 KINDS = ("pretrain", "1", "2", "3a", "3b")
 """What a stage may be: the teacher's own training, or a step of distillation."""
@@ -34,8 +34,14 @@ class TeacherConfig:
     rope_theta: float
     max_positions: int
     """Tokens of the longest context."""
-    qk_norm_gain: float = 1.0
-    """Starting value of the query and key norms' gains; above 1 sharpens attention from the start."""
+    embedding_std: float = 0.02
+    """Standard deviation of the first embeddings."""
+    embedding_shared: float = 0.0
+    """Size of one random vector added to every embedding, in units of `embedding_std`.
+
+    A direction that all tokens share is what attention by position alone (to the previous token, say) can be built on, in
+    an architecture without biases. Without it look-ups in the prompt form late or never, depending on the seed.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ def new_teacher(config: TeacherConfig, tokenizer: PreTrainedTokenizerBase, seed:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         teacher = Qwen3ForCausalLM(shape)
-        for layer in teacher.model.layers:
-            layer.self_attn.q_norm.weight.fill_(config.qk_norm_gain)
-            layer.self_attn.k_norm.weight.fill_(config.qk_norm_gain)
+        table = teacher.model.embed_tokens.weight
+        shared = torch.randn(config.hidden_size) * config.embedding_shared
+        table.copy_((torch.randn_like(table) + shared) * config.embedding_std)
     return teacher

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from distill.data import Batch, Tokens, pack
@@ -99,12 +99,10 @@ def make_progress() -> Progress:
     """The bar of a stage: steps, tokens per second, loss, time left."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps, {task.fields[tokens]:,} tokens"),
-        TextColumn("{task.fields[speed]:,.0f} tok/s, loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=12),
+        TextColumn("{task.completed}/{task.total} steps"),
+        TextColumn("{task.fields[tokens]:,} tok {task.fields[speed]:,.0f}/s loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
 
 
@@ -214,7 +212,9 @@ def train(
     run = _Run(stage, model, named, directory)
     tally, parameters = run.tally, [parameter for _, parameter in named]
     with make_progress() as progress, (directory / METRICS_FILE).open("a", encoding="utf-8") as metrics:
-        bar = progress.add_task(stage.name, total=stage.steps, completed=tally.step, tokens=0, speed=0.0, loss=math.nan)
+        bar = progress.add_task(
+            stage.name, total=stage.steps, completed=tally.step, tokens=tally.tokens, speed=0.0, loss=tally.loss
+        )
         while tally.step < stage.steps:
             cpu, wall = time.process_time(), time.perf_counter()
             rate = run.set_rate()

@@ -38,6 +38,12 @@ def torch_state() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def teacher_config() -> TeacherConfig:
+    """The shape of `teacher`."""
+    return TINY_TEACHER
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     """The miniature world's tokenizer."""

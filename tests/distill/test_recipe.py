@@ -11,7 +11,7 @@ import yaml
 from distill.recipe import KINDS, load_recipe, parse_recipe
 from perplexity_lies.errors import MissingError, UsageError
 from suites.miniature.catalogue import TASKS
-from suites.miniature.world import PLAIN
+from suites.miniature.stream import PLAIN
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from distill.stages import (
 )
 from distill.students.hybrid import HybridForCausalLM
 from distill.train import Stream, train
-from suites.miniature.world import Mixture, make_document, make_world
+from suites.miniature.stream import Mixture, make_document
+from suites.miniature.world import make_world
 
 MIXTURE = Mixture(chat={"recall": 1.0, "facts": 1.0}, plain={"copy": 1.0}, plain_share=0.3)
 

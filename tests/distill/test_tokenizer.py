@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from distill.data import Encoder
 from distill.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from suites.miniature.catalogue import all_items
-from suites.miniature.world import Document, vocabulary
+from suites.miniature.stream import Document
+from suites.miniature.world import vocabulary
 
 TEXTS = st.lists(st.sampled_from(vocabulary()), min_size=1, max_size=12).map(" ".join)
 TOKENIZER = build_tokenizer(vocabulary())

@@ -10,17 +10,8 @@ from pathlib import Path
 import pytest
 
 from suites.miniature.catalogue import HERE, TASKS, all_items, write_files
-from suites.miniature.world import (
-    ATTRIBUTES,
-    PLAIN,
-    Item,
-    Mixture,
-    make_document,
-    make_items,
-    make_world,
-    stream,
-    vocabulary,
-)
+from suites.miniature.stream import PLAIN, Mixture, make_document, stream
+from suites.miniature.world import ATTRIBUTES, Item, make_items, make_world, vocabulary
 
 ITEMS = all_items()
 ALL = [(task, item) for task, items in ITEMS.items() for item in items]
