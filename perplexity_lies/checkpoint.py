@@ -2,7 +2,8 @@
 
 `resolve` is the only way in. It reads every byte once and loads nothing: no torch, no transformers, no code from the
 checkpoint. The fingerprint is over the weights' tensors, the tokenizer's files and the config, never over names, places
-or times, so that renaming, touching or resharding keeps it and one flipped bit changes it.
+or times, so that renaming, touching or resharding keeps it and one flipped bit changes it. Of a checkpoint behind an
+endpoint only the address, the server's own description and the tokenizer can be hashed: its weights are not fingerprinted.
 Knows nothing of engines: whether every tensor has its place in the model class is the loader's to say.
 """
 
@@ -27,6 +28,7 @@ from perplexity_lies.preflight import (
     read_config,
     tokenizer_files,
 )
+from perplexity_lies.server import Patience, Served, look_up, parse_address
 from perplexity_lies.weights import (
     SAFETENSORS,
     digest_files,
@@ -37,15 +39,19 @@ from perplexity_lies.weights import (
     stored_dtype,
 )
 
-LOCAL, HUB, BUILTIN = "local", "hub", "builtin"
+LOCAL, HUB, BUILTIN, ENDPOINT = "local", "hub", "builtin", "endpoint"
 
 EMBEDDED = Path(__file__).parent / "embedded"
 BUILTINS = ("teacher", "student")
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[^@\s]+))?")
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+HUB_TOKENIZER = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+HUB_FILES = ("*.safetensors", *HUB_TOKENIZER)
 HUB_SKIP = ("original/*", "consolidated*", "onnx/*")
 """Second copies of the weights in other layouts."""
+
+LOOK_UP = Patience(attempts=3, timeout_s=30.0)
+"""With an address that was typed: a slip of the hand should not take a minute to be told."""
 
 VOLATILE_KEYS = frozenset({"_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "is_local"})
 """Keys that saving writes anew and that change nothing that is computed."""
@@ -57,13 +63,14 @@ class Checkpoint:
 
     name: str
     """As the user typed it."""
-    path: Path
+    path: Path | None
+    """Its files; of an endpoint its tokenizer's, None where that is not known."""
     kind: str
-    """`local`, `hub` or `builtin`."""
+    """`local`, `hub`, `builtin` or `endpoint`."""
     revision: str = ""
     """Commit of a hub snapshot; empty for a directory."""
     weights_digest: str
-    """`sha256:...`, as the three below."""
+    """`sha256:...`, as the three below. Empty for an endpoint, whose weights nobody here can see."""
     tokenizer_digest: str
     config_digest: str
     """Over config, generation config and, where remote code is allowed, the checkpoint's own Python files."""
@@ -79,6 +86,8 @@ class Checkpoint:
     has_chat_template: bool
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    served: Served | None = None
+    """Of kind `endpoint`: who answers in the place of files."""
 
     def describe(self) -> dict[str, object]:
         """What a manifest keeps: everything but the place on this machine."""
@@ -93,7 +102,8 @@ class Checkpoint:
             "model_type",
         )
         more = ("architecture", "dtype", "parameters", "has_chat_template", "trust_remote_code", "allow_pickle")
-        return {key: getattr(self, key) for key in (*keys, *more)}
+        found: dict[str, object] = {key: getattr(self, key) for key in (*keys, *more)}
+        return found | ({"url": self.served.url, "served_model": self.served.model} if self.served else {})
 
 
 def _sha256(parts: Iterable[bytes]) -> str:
@@ -166,7 +176,7 @@ def _locate_builtin(name: str) -> Path:
     return EMBEDDED / word
 
 
-def _locate_hub(name: str, repository: str, revision: str | None, *, extra: tuple[str, ...]) -> Path:
+def _locate_hub(name: str, repository: str, revision: str | None, *, files: tuple[str, ...]) -> Path:
     """A snapshot in the hub's cache, downloaded where it is absent. Raises MissingError where that fails."""
     asked = f"checkpoint {name!r} is neither a directory here nor to be had from the hub"
     command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
@@ -175,7 +185,7 @@ def _locate_hub(name: str, repository: str, revision: str | None, *, extra: tupl
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise MissingError(asked, found=str(error), mend='pip install "perplexity-lies[torch]"') from error
-    patterns, skip = [*HUB_FILES, *extra], list(HUB_SKIP)
+    patterns, skip = list(files), list(HUB_SKIP)
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=skip))
     except (OSError, ValueError, HTTPError) as error:
@@ -207,25 +217,18 @@ def _locate_local(name: str, path: Path) -> Path:
     return path
 
 
-def _locate(name: str, *, allow_pickle: bool, trust_remote_code: bool) -> tuple[str, Path, str]:
-    """(kind, directory, revision) of what `name` names."""
+def _locate(name: str, files: tuple[str, ...]) -> tuple[str, Path, str]:
+    """(kind, directory, revision) of what `name` names; `files` are fetched where it is the hub's."""
     if not name.strip():
         raise UsageError("checkpoint '' names nothing", mend="a directory, ORG/NAME[@REVISION] or builtin:teacher")
     if name.startswith("builtin:"):
         return BUILTIN, _locate_builtin(name), ""
-    if "://" in name:
-        raise UsageError(
-            f"checkpoint {name!r} is an address",
-            found="checkpoints are loaded from files: log-likelihoods of choices cannot be had from most endpoints",
-            mend="from the hub: ORG/NAME without the address",
-        )
     path = Path(name).expanduser()
     hub = HUB_ID.fullmatch(name)
     # `runs/student` where runs/ is a directory here is a path with a slip of the hand, not a repository.
     if name.startswith((".", "/", "~")) or path.exists() or hub is None or path.parent.is_dir():
         return LOCAL, _locate_local(name, path), ""
-    extra = (("*.bin",) if allow_pickle else ()) + (("*.py",) if trust_remote_code else ())
-    path = _locate_hub(name, hub["id"], hub["revision"], extra=extra)
+    path = _locate_hub(name, hub["id"], hub["revision"], files=files)
     return HUB, path, path.name
 
 
@@ -290,15 +293,56 @@ def _resolve(name: str, kind: str, path: Path, revision: str, *, pickle: bool, r
     )
 
 
-def resolve(name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Checkpoint:
-    """The checkpoint that `name` names: a directory, `ORG/NAME[@REVISION]` of the hub, `builtin:teacher` or `:student`.
+def _tokenizer_of(served: Served, asked: str | None, *, remote_code: bool) -> Path | None:
+    """Where the tokenizer of a served model lies: as the user says, or where the server itself names a directory here."""
+    if asked is None:
+        near = Path(served.model).expanduser()
+        return near if near.is_dir() and tokenizer_files(near) else None
+    path = _locate(asked, HUB_TOKENIZER + (("*.py",) if remote_code else ()))[1]
+    check_tokenizer(asked, path)
+    return path
+
+
+def _resolve_served(name: str, served: Served, tokenizer: str | None, *, remote_code: bool) -> Checkpoint:
+    path = _tokenizer_of(served, tokenizer, remote_code=remote_code)
+    config = read_config(name, path / "config.json") if path and (path / "config.json").is_file() else {}
+    digest = _digest_tokenizer(name, path) if path else ""
+    description = _sha256([served.url.encode(), served.model.encode(), _canonical_json(served.entry)])
+    return Checkpoint(
+        name=name,
+        path=path,
+        kind=ENDPOINT,
+        weights_digest="",
+        tokenizer_digest=digest,
+        config_digest=description,
+        digest=_sha256([ENDPOINT.encode(), digest.encode(), description.encode()]),
+        model_type=str(config.get("model_type", "unknown")),
+        architecture="",
+        dtype="unknown",
+        parameters=0,
+        has_chat_template=has_chat_template(name, path) if path else False,
+        trust_remote_code=remote_code,
+        served=served,
+    )
+
+
+def resolve(
+    name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False, tokenizer: str | None = None
+) -> Checkpoint:
+    """The checkpoint that `name` names: a directory, `ORG/NAME[@REVISION]` of the hub, `builtin:teacher` or `:student`,
+    or `http(s)://HOST:PORT/v1#MODEL`, whose `tokenizer` is a directory or hub id (`#MODEL` may be left out where only one
+    is served, `tokenizer` where the server names its model by a directory of this machine).
 
     Reads every byte of the weights once (a bar on standard error after two seconds) and loads nothing.
     Raises MissingError where there is nothing under that name, CheckpointError where the files cannot be used (both
     exit code 3), UsageError where the string cannot name a checkpoint (exit code 2).
     """
+    files = HUB_FILES + (("*.bin",) if allow_pickle else ()) + (("*.py",) if trust_remote_code else ())
+    address = parse_address(name)
     try:
-        kind, path, revision = _locate(name, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        if address is not None:
+            return _resolve_served(name, look_up(address, LOOK_UP), tokenizer, remote_code=trust_remote_code)
+        kind, path, revision = _locate(name, files)
         return _resolve(name, kind, path, revision, pickle=allow_pickle, remote_code=trust_remote_code)
     except PermissionError as error:
         raise CheckpointError(
