@@ -21,8 +21,8 @@ MIN_SHARED_TOKENS = 8
 MIN_GAIN_TOKENS = 24
 """Tokens that a branch point must spare over all its inputs."""
 
-FORWARD_TOKENS = 48
-"""What one forward pass costs beside its tokens, in tokens: sets how much padding or recomputation a larger batch may cost."""
+FORWARD_TOKENS = 32
+"""What one forward pass costs beside its tokens, in tokens, where the caller does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +61,17 @@ class Group:
     nodes: list[Node]
 
 
-def plan(inputs: Sequence[Input], *, batch_tokens: int, most_rows: int) -> Node:
+def plan(inputs: Sequence[Input], *, batch_tokens: int, most_rows: int, forward_tokens: int = FORWARD_TOKENS) -> Node:
     """The tree over `inputs`, rooted at the empty prefix. The same inputs in any order give the same tree.
 
-    `batch_tokens` bounds rows times new tokens of a group, `most_rows` its rows.
+    `batch_tokens` bounds rows times new tokens of a group, `most_rows` its rows; `forward_tokens` is what a forward pass
+    costs beside its tokens, and so how many may be computed again for a larger group.
     """
     ordered = sorted(set(inputs), key=lambda i: (i.ids, i.shareable))
     common = [_common(a, b) for a, b in zip(ordered, ordered[1:], strict=False)]
     root = Node(ids=(), stop=0)
     _grow(root, ordered, common, 0, len(ordered))
-    _group(root, batch_tokens, most_rows)
+    _group(root, batch_tokens, most_rows, forward_tokens)
     return root
 
 
@@ -112,20 +113,22 @@ def _grow(node: Node, ordered: Sequence[Input], common: Sequence[int], low: int,
         pending += reversed([(a, b) for a, b in zip(cuts, cuts[1:], strict=False)])
 
 
-def _group(node: Node, batch_tokens: int, most_rows: int) -> None:
+def _group(node: Node, batch_tokens: int, most_rows: int, forward_tokens: int) -> None:
     """Put the children of `node` into groups, longest first, and do the same below them."""
     children = sorted((child for group in node.groups for child in group.nodes), key=lambda c: (-c.stop, c.ids))
     node.groups = [
         Group(stop=min(c.stop for c in part), nodes=part)
-        for part in _cheapest(children, node.stop, batch_tokens, most_rows)
+        for part in _cheapest(children, node.stop, batch_tokens, most_rows, forward_tokens)
     ]
     for group in node.groups:
         for child in group.nodes:
             child.stop = group.stop
-            _group(child, batch_tokens, most_rows)
+            _group(child, batch_tokens, most_rows, forward_tokens)
 
 
-def _cheapest(children: Sequence[Node], start: int, batch_tokens: int, most_rows: int) -> list[list[Node]]:
+def _cheapest(
+    children: Sequence[Node], start: int, batch_tokens: int, most_rows: int, forward_tokens: int
+) -> list[list[Node]]:
     """Cut a list sorted by falling length into runs of least cost: a forward pass for each run, and for each child the
     tokens cut off it, once for everything that goes on from it."""
     best: list[tuple[float, int]] = [(0.0, 0)]
@@ -140,7 +143,7 @@ def _cheapest(children: Sequence[Node], start: int, batch_tokens: int, most_rows
                 break
             fan_outs += _fan_out(children[begin])
             recomputed += (children[begin].stop - stop) * _fan_out(children[begin])
-            cost = best[begin][0] + FORWARD_TOKENS + recomputed
+            cost = best[begin][0] + forward_tokens + recomputed
             if cost < choice[0]:
                 choice = (cost, begin)
         best.append(choice)

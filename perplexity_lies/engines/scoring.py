@@ -42,6 +42,8 @@ class Budget:
     batch_tokens: int
     rows: int
     state_bytes: int
+    forward_tokens: int = FORWARD_TOKENS
+    """What a forward pass costs beside its tokens, in tokens."""
 
 
 class TreeScorer:
@@ -58,7 +60,9 @@ class TreeScorer:
             Input(ids, min(len(ids) - len(t.continuation) for t in targets) if share else 0)
             for ids, targets in self.targets.items()
         ]
-        self.root = plan(inputs, batch_tokens=budget.batch_tokens, most_rows=budget.rows)
+        self.root = plan(
+            inputs, batch_tokens=budget.batch_tokens, most_rows=budget.rows, forward_tokens=budget.forward_tokens
+        )
         self._state_name = state_argument(model)
 
     def run(self, finished: Finished) -> Iterator[list[ScoreResult]]:
@@ -121,7 +125,7 @@ class TreeScorer:
                 or rows * (longest - start) > self.budget.batch_tokens
                 or rows * row_bytes > self.budget.state_bytes
                 or (scored + reads) * vocabulary_bytes > LOGITS_BYTES
-                or padding > max(FORWARD_TOKENS, rows * (longest - start) // 4)
+                or padding > max(self.budget.forward_tokens, rows * (longest - start) // 4)
             )
             if batch and full:
                 yield batch
@@ -216,14 +220,18 @@ def _targets(requests: Sequence[ScoreRequest], context_tokens: int) -> dict[tupl
 def _read(logits: torch.Tensor, reads: Sequence[tuple[int, Target, int]]) -> list[ScoreResult]:
     """Log-likelihoods off `logits` [places, vocabulary]; a target begins at its place and takes one for each token."""
     logits = logits.float()
-    normaliser = logits.logsumexp(-1)
-    best = logits.argmax(-1)
     rows = torch.tensor(
         [place + i for place, target, _ in reads for i in range(len(target.continuation))], device=logits.device
     )
     wanted = torch.tensor([token for _, target, _ in reads for token in target.continuation], device=logits.device)
-    values = (logits[rows, wanted] - normaliser[rows]).double().cpu()
-    hits = (best[rows] == wanted).cpu()
+    best = logits.amax(-1)
+    of_wanted = logits[rows, wanted]
+    hits = of_wanted == best[rows]
+    tied = hits.nonzero()[:, 0]  # the first of equals is the greedy one, as argmax has it
+    hits[tied] = logits[rows[tied]].argmax(-1) == wanted[tied]
+    normaliser = logits.sub_(best[:, None]).exp_().sum(-1).log() + best
+    values = (of_wanted - normaliser[rows]).double().cpu()
+    hits = hits.cpu()
     results, at = [], 0
     for _, target, length in reads:
         n = len(target.continuation)

@@ -104,7 +104,10 @@ class TorchEngine(Engine):
             )
 
     def _budget(self) -> Budget:
-        return Budget(self.options.batch_tokens, self.options.slots, _memory_bytes(self.device) // STATE_SHARE)
+        state_bytes = _memory_bytes(self.device) // STATE_SHARE
+        return Budget(
+            self.options.batch_tokens, self.options.slots, state_bytes, _forward_tokens(self.model, self.device)
+        )
 
     def generate(
         self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
@@ -149,6 +152,19 @@ def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _forward_tokens(model: transformers.PreTrainedModel, device: torch.device) -> int:
+    """What a forward pass costs beside its tokens, in tokens: launching its layers, and reading weights for few rows.
+
+    An estimate from the model's size; a wrong one costs speed, never a result.
+    """
+    config = model.config.get_text_config()
+    launch_s, flops_per_s, few_rows = (1e-3, 2e14, 0) if device.type == "cuda" else (2.5e-4, 8e10, 40)
+    embedding = config.vocab_size * config.hidden_size
+    flops = 2 * max(1, model.num_parameters() - embedding)
+    layers = getattr(config, "num_hidden_layers", 12)
+    return few_rows + min(4096, int(layers * launch_s * flops_per_s / flops))
 
 
 @torch.inference_mode()

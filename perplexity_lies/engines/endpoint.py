@@ -1,0 +1,272 @@
+"""The endpoint engine: any OpenAI-compatible server, asked in parallel, each request until it is answered or plainly is not.
+
+Log-likelihoods come from POST /completions with `echo` and `logprobs` (lm-eval's `local-completions`): token ids where the
+server takes them, else a text whose tokens, counted and spelled by the server, must be the ones that were meant. One token
+is generated and dropped, for servers differ in what none means. A server without echo can only generate: /completions with
+the rendered prompt where the tokenizer is known, else /chat/completions with the messages. Which of these it is, a probe
+of a few one-token requests tells when the engine opens.
+
+A failure that persists is a result with its reason, never a number; but only once the server has answered something else.
+A server that answers nothing any more ends the run, which the same command continues.
+
+Knows nothing of protocols, items or the disk, and of the server's weights, dtype and defaults only what it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any
+
+import transformers
+
+from perplexity_lies.checkpoint import Checkpoint
+from perplexity_lies.engines import tokens
+from perplexity_lies.engines.ability import PROBE, find_ability
+from perplexity_lies.engines.base import (
+    Engine,
+    EngineOptions,
+    Finished,
+    GenerateRequest,
+    GenerateResult,
+    Message,
+    ScoreRequest,
+    ScoreResult,
+    nothing_finished,
+)
+from perplexity_lies.engines.loading import load_tokenizer
+from perplexity_lies.engines.replies import an_object, letters, read_logprobs, read_reply, usage_of
+from perplexity_lies.errors import MissingError
+from perplexity_lies.server import LOCKED, Failed, Patience, Refused, Server, locked_out
+
+PROBE_ATTEMPTS = 3
+"""A server that fails every form of the question should say so soon."""
+
+HELD_FAILURES = 16
+"""After this many in a row the server is asked whether it is there at all."""
+
+Result = ScoreResult | GenerateResult
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request as the server is asked it."""
+
+    key: str
+    path: str
+    body: dict[str, Any]
+    read: Callable[[Any], Result]
+    """The result off a reply. Raises ValueError, KeyError, TypeError or IndexError for another kind of reply."""
+    lost: Callable[[str, bool], Result]
+    """The result of a request that was not answered: (reason, whether it failed rather than being refused)."""
+
+
+class EndpointEngine(Engine):
+    """See the module."""
+
+    def __init__(self, checkpoint: Checkpoint, options: EngineOptions, patience: Patience | None = None) -> None:
+        assert checkpoint.served is not None
+        self.served, self.options, self.patience = checkpoint.served, options, patience or Patience()
+        self.tokenizer = load_tokenizer(checkpoint) if checkpoint.path else None
+        self._context_tokens = self.served.context_tokens or self._stated_context(checkpoint)
+        few = replace(self.patience, attempts=min(PROBE_ATTEMPTS, self.patience.attempts))
+        with contextlib.closing(self._connect(few)) as server:
+            self.ability = find_ability(server, self.served.model, self.tokenizer)
+        self.server = self._connect(self.patience)
+
+    def _connect(self, patience: Patience) -> Server:
+        return Server(self.served.url, patience, connections=self.options.slots)
+
+    def _stated_context(self, checkpoint: Checkpoint) -> int:
+        config = None
+        if checkpoint.path and (checkpoint.path / "config.json").is_file():
+            config = transformers.AutoConfig.from_pretrained(
+                checkpoint.path, trust_remote_code=checkpoint.trust_remote_code
+            )
+        return tokens.context_tokens(config, self.tokenizer)
+
+    @property
+    def context_tokens(self) -> int:
+        return self._context_tokens
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "engine": "endpoint",
+            "device": "of the server",
+            "dtype": "unknown",
+            "slots": self.options.slots,
+            "prompts": self.ability.prompts,
+        }
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.takes_messages or tokens.has_chat_template(self.tokenizer)
+
+    @property
+    def takes_messages(self) -> bool:
+        return self.ability.prompts == "messages"
+
+    @property
+    def why_no_score(self) -> str:
+        return self.ability.why_no_score
+
+    def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
+        return tokens.encode(self.tokenizer, text, add_special_tokens)
+
+    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        if self.takes_messages:
+            return tokens.transcript(messages)
+        return tokens.render_chat(self.tokenizer, messages, add_generation_prompt)
+
+    def score(
+        self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
+    ) -> Iterator[list[ScoreResult]]:
+        if self.why_no_score:
+            raise MissingError(f"{self.served.url} has no log-likelihoods to give", found=self.why_no_score)
+        return self._ask_all([request for request in requests if not finished(request.key)], self._score_job)
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
+    ) -> Iterator[list[GenerateResult]]:
+        return self._ask_all([request for request in requests if not finished(request.key)], self._generate_job)
+
+    def prompt_of(self, ids: Sequence[int]) -> list[int] | str:
+        """Token ids as the server takes a prompt."""
+        if self.ability.prompts == "ids":
+            return list(ids)
+        added = self.ability.added_ids
+        own = ids[len(added) :] if tuple(ids[: len(added)]) == added else ids
+        text: str = self.tokenizer.decode(list(own), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def _score_job(self, request: ScoreRequest) -> Job:
+        whole = (*request.context_ids, *request.continuation_ids)
+        kept = whole[-(self.context_tokens - 1) :]
+        n = min(len(request.continuation_ids), len(kept) - 1)
+        spelled = letters(self.tokenizer.decode(list(kept[-n:]), skip_special_tokens=False))
+        facts: dict[str, Any] = {
+            "key": request.key,
+            "context_tokens": len(kept) - n,
+            "continuation_tokens": n,
+            "truncated_tokens": len(whole) - len(kept),
+        }
+
+        def read(content: Any) -> ScoreResult:
+            words, nats, likeliest = read_logprobs(content, len(kept))
+            if self.ability.prompts == "text" and letters("".join(words[-n:])) != spelled:
+                raise ValueError(f"other tokens than were meant: {words[-n:]}")
+            return ScoreResult(loglikelihood_nats=math.fsum(nats[-n:]), is_greedy=all(likeliest[-n:]), **facts)
+
+        def lost(why: str, failed: bool) -> ScoreResult:
+            return ScoreResult(loglikelihood_nats=0.0, is_greedy=False, error=why, failed=failed, **facts)
+
+        body = {"prompt": self.prompt_of(kept), "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        return Job(request.key, "/completions", {"model": self.served.model, **body}, read, lost)
+
+    def _generate_job(self, request: GenerateRequest) -> Job:
+        sampling, most = request.sampling, request.max_new_tokens
+        body: dict[str, Any] = {"model": self.served.model, "temperature": sampling.temperature}
+        if sampling.temperature > 0:
+            body |= {
+                "top_p": sampling.top_p,
+                "seed": request.seed,
+                **({"top_k": sampling.top_k} if sampling.top_k else {}),
+            }
+        if request.stop:
+            body["stop"] = list(request.stop)
+        ids: list[int] = []
+        cut = 0
+        if self.takes_messages:
+            path = "/chat/completions"
+            body["messages"] = [{"role": role, "content": content} for role, content in request.messages]
+        else:
+            path, whole = "/completions", self.encode(request.prompt, request.add_special_tokens)
+            ids = whole if request.max_prompt_tokens is None else whole[-request.max_prompt_tokens :]
+            cut = len(whole) - len(ids)
+            body["prompt"] = self.prompt_of(ids)
+            if self.served.context_tokens:
+                most = max(1, min(most, self.served.context_tokens - len(ids)))
+        body["max_tokens"] = most
+
+        def read(content: Any) -> GenerateResult:
+            text, reason = read_reply(content, request.stop)
+            counted = usage_of(content, "prompt_tokens")
+            if ids and counted not in (None, len(ids)):
+                raise ValueError(f"the server read {counted} tokens of a prompt of {len(ids)}")
+            prompt_tokens, grown = len(ids) or counted or 0, usage_of(content, "completion_tokens")
+            if grown is None:
+                grown = len(self.encode(text, False)) if self.tokenizer is not None else 0
+            return GenerateResult(
+                key=request.key, text=text, finish_reason=reason, prompt_tokens=prompt_tokens, completion_tokens=grown,
+                truncated_tokens=cut, beyond_context_tokens=max(0, prompt_tokens + grown - self.context_tokens),
+            )  # fmt: skip
+
+        def lost(why: str, failed: bool) -> GenerateResult:
+            return GenerateResult(
+                key=request.key, text="", finish_reason="length", prompt_tokens=len(ids), completion_tokens=0,
+                truncated_tokens=cut, error=why, failed=failed,
+            )  # fmt: skip
+
+        return Job(request.key, path, body, read, lost)
+
+    def _ask_all(self, requests: Sequence[Any], job_of: Callable[[Any], Job]) -> Iterator[list[Any]]:
+        """Results as they come, at most `slots` requests on their way."""
+        waiting = iter({request.key: request for request in requests}.values())
+        pool = ThreadPoolExecutor(self.options.slots, thread_name_prefix="plies-endpoint")
+        running: set[Future[Result]] = set()
+        held: list[Result] = []
+        try:
+            while True:
+                while len(running) < self.options.slots and (request := next(waiting, None)) is not None:
+                    running.add(pool.submit(self._answer, job_of(request)))
+                if not running:
+                    break
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                results = [future.result() for future in done]
+                held += [result for result in results if result.failed]
+                answered = [result for result in results if not result.failed]
+                if held and not answered and len(held) >= HELD_FAILURES:
+                    self._check_alive(held)
+                    answered, held = held, []
+                elif answered:
+                    answered, held = answered + held, []
+                if answered:
+                    yield answered
+            if held:
+                self._check_alive(held)
+                yield held
+        finally:
+            if running:  # given up half-way: nobody waits for what is still on its way
+                self.server.close()
+                self.server = self._connect(self.patience)
+            pool.shutdown(cancel_futures=True)
+
+    def _answer(self, job: Job) -> Result:
+        try:
+            return self.server.ask(job.path, job.body, job.read, job.key)
+        except Failed as error:
+            return job.lost(str(error), True)
+        except Refused as error:
+            if error.status in LOCKED:
+                raise locked_out(self.served.url, error) from error
+            return job.lost(str(error), False)
+
+    def _check_alive(self, held: Sequence[Result]) -> None:
+        """Raise MissingError unless the server still answers the simplest request."""
+        body: dict[str, Any] = {"model": self.served.model, "max_tokens": 1, "temperature": 0}
+        if self.takes_messages:
+            path, body["messages"] = "/chat/completions", [{"role": "user", "content": PROBE}]
+        else:
+            path, body["prompt"] = "/completions", self.prompt_of(self.encode(PROBE, False))
+        try:
+            self.server.ask(path, body, an_object)
+        except (Failed, Refused) as error:
+            raise MissingError(
+                f"{self.served.url} no longer answers",
+                found=(f"{len(held)} requests in a row failed; the last: {held[-1].error}", str(error)),
+                mend="when it is up again: the same command continues where it stopped",
+            ) from error

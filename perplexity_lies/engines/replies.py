@@ -1,0 +1,68 @@
+"""Replies of OpenAI-compatible servers: log-probabilities of an echoed prompt, a reply's text, why it ended.
+
+Follows the legacy Completions and the Chat Completions of OpenAI's API reference as vLLM and others implement them. A reply
+that is not of that form raises ValueError, KeyError, TypeError or IndexError; nothing is guessed. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from perplexity_lies.engines.base import FinishReason
+from perplexity_lies.engines.decoding import first_stop
+
+
+def letters(text: str) -> str:
+    """Letters and digits alone: tokenizers spell spaces and special tokens in many ways."""
+    return "".join(c for c in text if c.isalnum())
+
+
+def read_logprobs(content: Any, count: int) -> tuple[list[str], list[float], list[bool]]:
+    """Tokens, log-probabilities in nats and whether each is the likeliest, of the last `count` - 1 of `count` prompt tokens.
+
+    Nothing precedes the first. Raises ValueError, KeyError, TypeError or IndexError for a reply without them.
+    """
+    found = content["choices"][0]["logprobs"]
+    values, tops, spelled = found["token_logprobs"], found["top_logprobs"], found["tokens"]
+    if not count <= len(values) <= count + 1:
+        raise ValueError(f"{len(values)} log-probabilities for {count} prompt tokens and at most one more")
+    nats = [float(value) for value in values[1:count]]
+    if not all(math.isfinite(value) for value in nats):
+        raise ValueError("a log-probability that is not a number")
+    likeliest = [value >= max(top.values()) for value, top in zip(nats, tops[1:count], strict=True)]
+    return [str(token) for token in spelled[1:count]], nats, likeliest
+
+
+def read_reply(content: Any, stop: Sequence[str]) -> tuple[str, FinishReason]:
+    """Text up to the first stop string, and why it ended. Raises as `read_logprobs`.
+
+    Where a server does not tell a stop string from an end token (vLLM does, by `stop_reason`), "stop" stands for both.
+    """
+    choice = content["choices"][0]
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    text = "" if text is None else text
+    if not isinstance(text, str):
+        raise ValueError(f"a reply of type {type(text).__name__}")
+    cut = first_stop(text, stop)
+    if cut >= 0:
+        return text[:cut], "stop_string"
+    if choice["finish_reason"] == "length":
+        return text, "length"
+    if choice["finish_reason"] != "stop":
+        raise ValueError(f"finish_reason {choice['finish_reason']!r}")
+    return text, "stop_string" if isinstance(choice.get("stop_reason"), str) else "stop"
+
+
+def usage_of(content: Any, name: str) -> int | None:
+    """`prompt_tokens` or `completion_tokens`, where the server counts."""
+    value = (content.get("usage") or {}).get(name)
+    return value if isinstance(value, int) else None
+
+
+def an_object(content: Any) -> dict[str, Any]:
+    """The reply itself, of which no more is known than that it is an object."""
+    if not isinstance(content, dict):
+        raise ValueError(f"a JSON {type(content).__name__}, expected an object")
+    return content
