@@ -39,6 +39,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 AGAIN = frozenset({408, 425, 429})
 """HTTP statuses below 500 that may pass."""
 NOT_IMPLEMENTED = 501
+LOCKED = frozenset({401, 403})
 
 LONGEST_RETRY_AFTER_S = 600.0
 WORDS = 300
@@ -89,6 +90,11 @@ class Refused(Exception):
 
 class Failed(Exception):
     """The server could not do this in as many attempts as there is patience for."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        """Of the last attempt: 0 where nothing came back, below 300 for a malformed reply."""
 
 
 def parse_address(name: str) -> Address | None:
@@ -171,29 +177,30 @@ class Server:
         `read` raises ValueError, KeyError, TypeError or IndexError for a reply that is not what was asked for; `name` tells
         requests apart in the jitter. Raises Refused, or Failed when patience is at its end.
         """
-        reason, attempt = "not asked", 0
+        reason, status, attempt = "not asked", 0, 0
         while attempt < self.patience.attempts and not self._closing.is_set():
             attempt += 1
             wait_s = self.patience.wait_s(attempt, name)
             try:
                 reply = self._once(path, body)
             except self._request_error as error:
-                reason = f"{type(error).__name__}: {error}".rstrip(": ")
+                reason, status = f"{type(error).__name__}: {error}".rstrip(": "), 0
             else:
+                status = reply.status_code
                 if reply.is_success:
                     try:
                         return read(reply.json())
                     except (ValueError, KeyError, TypeError, IndexError) as error:
                         reason = f"a malformed reply ({type(error).__name__}: {error})"
                 else:
-                    reason = f"HTTP {reply.status_code}: {_own_words(reply)}"
-                    if not may_pass(reply.status_code):
-                        raise Refused(reply.status_code, reason)
+                    reason = f"HTTP {status}: {_own_words(reply)}"
+                    if not may_pass(status):
+                        raise Refused(status, reason)
                     wait_s = max(wait_s, retry_after_s(reply.headers.get("Retry-After"), time.time()))
             if attempt < self.patience.attempts:
                 logger.warning("%s%s: %s; asked again in %.1f s (%d)", self.url, path, reason, wait_s, attempt)
                 self._closing.wait(wait_s)
-        raise Failed(f"{reason}, after {attempt} attempts")
+        raise Failed(status, f"{reason}, after {attempt} attempts")
 
     def _once(self, path: str, body: dict[str, Any] | None) -> httpx.Response:
         if body is None:
@@ -209,6 +216,13 @@ class Server:
 def may_pass(status: int) -> bool:
     """Whether another try might not meet this HTTP status."""
     return status in AGAIN or (status >= 500 and status != NOT_IMPLEMENTED)
+
+
+def locked_out(url: str, error: Refused) -> MissingError:
+    """What to tell of a refusal whose status is one of `LOCKED`."""
+    return MissingError(
+        f"the server at {url} does not let us in", found=str(error), mend=f"{API_KEY}=... in the environment"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,10 +259,8 @@ def look_up(address: Address, patience: Patience) -> Served:
             mend=("start it, or mend the address: " + FORM, f"curl {address.url}/models"),
         ) from error  # fmt: skip
     except Refused as error:
-        if error.status in (401, 403):
-            raise MissingError(
-                f"the server at {address.url} does not let us in", found=str(error), mend=f"{API_KEY}=... in the environment"
-            ) from error  # fmt: skip
+        if error.status in LOCKED:
+            raise locked_out(address.url, error) from error
         listed = {}
     finally:
         server.close()
