@@ -18,8 +18,9 @@ __all__ = ["compare", "evaluate"]
 def compare(teacher: str, student: str, *, suite: str | Path, **options: Any) -> Comparison:
     """Run `suite` on both checkpoints under both protocols and compare them, item by item.
 
-    `options` are those of `evaluate` (`out`, `data`, `limit`, `engine`, `device`, `dtype`, `allow_pickle`,
-    `trust_remote_code`, `quiet`) and hold for both. What an earlier call has computed is read from `out`, not computed again.
+    `options` are those of `evaluate` (`out`, `data`, `limit`, `engine`, `tokenizer`, `protocol`, `device`, `dtype`,
+    `allow_pickle`, `trust_remote_code`, `quiet`) and hold for both. What an earlier call has computed is read from `out`,
+    not computed again.
 
     Raises UsageError, MissingError or CheckpointError, each with what to type next.
     """

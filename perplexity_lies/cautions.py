@@ -100,8 +100,16 @@ def _of_manifests(provenance: dict[str, Any]) -> Iterator[Caution]:
     if limit is not None:
         yield Caution(kind="partial", task="", text=f"a limit was set: at most {limit} items per task were asked")
     digests = {manifest["checkpoint"].get("weights_digest") for manifest in (teacher, student)}
-    if len(digests) == 1 and None not in digests:
+    if len(digests) == 1 and all(digests):
         yield Caution(kind="same checkpoint", task="", text="teacher and student have the same weights")
+    for side, manifest in zip(SIDES, (teacher, student), strict=True):
+        if manifest["checkpoint"].get("kind") == "endpoint":
+            where = f"{manifest['checkpoint'].get('served_model')} at {manifest['checkpoint'].get('url')}"
+            text = f"the {side}'s weights are not fingerprinted: they are whatever {where} served at the time"
+            yield Caution(kind="weights", task="", text=text)
+        for protocol in sorted(set(PROTOCOLS) - set(manifest.get("protocols", PROTOCOLS))):
+            text = f"the {side} was not asked under {SPOKEN[protocol]}: its run was started with --protocol"
+            yield Caution(kind="protocol", task="", text=text)
     for section in ("settings", "versions"):
         one, other = teacher.get(section, {}), student.get(section, {})
         for key in sorted(one.keys() | other.keys()):

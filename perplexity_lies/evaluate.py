@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,14 +15,14 @@ from platform import python_version
 from typing import Any
 
 from perplexity_lies.checkpoint import Checkpoint, resolve
-from perplexity_lies.engines import open_engine
+from perplexity_lies.engines import engine_of, open_engine
 from perplexity_lies.engines.base import Engine, EngineOptions
-from perplexity_lies.errors import UsageError
+from perplexity_lies.errors import MissingError, UsageError, nearest
 from perplexity_lies.progress import Reporter
 from perplexity_lies.protocols import runner
 from perplexity_lies.protocols.base import Context
 from perplexity_lies.protocols.hygiene import quarantine
-from perplexity_lies.records import PROTOCOLS
+from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS
 from perplexity_lies.store import Run, start_run
 from perplexity_lies.suite import Mirror, Suite, load_suite, open_mirror
 
@@ -37,6 +38,8 @@ def evaluate(
     data: str | Path | None = None,
     limit: int | None = None,
     engine: str = "torch",
+    tokenizer: str | None = None,
+    protocol: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
@@ -44,6 +47,9 @@ def evaluate(
     quiet: bool = False,
 ) -> Run:
     """Run `suite` on `checkpoint` under both protocols and return its run directory, OUT/runs/<suite>-<checkpoint>-<key>.
+
+    `checkpoint` may be the address of a server, `http://HOST:PORT/v1#MODEL`; `tokenizer` is then the directory or hub id of
+    its tokenizer. `protocol` asks under one protocol alone: what another call has asked under the other one stays.
 
     The same call again continues where the last one stopped, and only reads when it was complete. `limit` keeps the first
     items of each task; `data` is an offline mirror of datasets in hub layout.
@@ -56,22 +62,39 @@ def evaluate(
         )
     wanted, mirror = load_suite(suite), open_mirror(data)
     datasets = {name: mirror.digest(name) for name in wanted.datasets}
-    named = resolve(checkpoint, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    options = EngineOptions(device=device, dtype=dtype)
+    protocols = _protocols(protocol)
+    named = resolve(checkpoint, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
+    engine, options = engine_of(engine, named), EngineOptions(device=device, dtype=dtype)
     run = _start(Path(out), named, wanted, datasets, limit, engine, options)
     with contextlib.closing(run), contextlib.closing(Reporter(quiet=quiet)) as reporter:
-        if run.complete and all(
-            run.has_records(task.name, protocol) for task in wanted.tasks for protocol in PROTOCOLS
-        ):
+        if run.complete and all(_asked(run, wanted, protocol) for protocol in protocols):
             reporter.note(f"{named.name}: complete in {run.path}")
         else:
-            _ask(run, named, wanted, mirror, limit, engine, options, reporter)
+            _ask(run, named, wanted, mirror, limit, engine, options, protocols, reporter)
     return run
+
+
+def _protocols(asked: str | None) -> tuple[str, ...]:
+    """Both, or the one that was asked for. Raises UsageError for another word."""
+    if asked is None:
+        return PROTOCOLS
+    if asked not in PROTOCOLS:
+        raise UsageError(
+            f"there is no protocol {asked!r}{nearest(asked, PROTOCOLS)}",
+            found=f"protocols: {', '.join(PROTOCOLS)}",
+            mend="leave --protocol out for both",
+        )
+    return (asked,)
+
+
+def _asked(run: Run, suite: Suite, protocol: str) -> bool:
+    """Whether every task has its records under `protocol`."""
+    return all(run.has_records(task.name, protocol) for task in suite.tasks)
 
 
 def _ask(
     run: Run, checkpoint: Checkpoint, suite: Suite, mirror: Mirror, limit: int | None, engine_name: str,
-    options: EngineOptions, reporter: Reporter,
+    options: EngineOptions, protocols: Sequence[str], reporter: Reporter,
 ) -> None:  # fmt: skip
     started = time.monotonic()
     timings: dict[str, float] = {}
@@ -79,9 +102,14 @@ def _ask(
         engine = open_engine(engine_name, checkpoint, options)
     timings["load_s"] = time.monotonic() - started
     _same_settings(run, engine)
-    for protocol in PROTOCOLS:
-        if all(run.has_records(task.name, protocol) for task in suite.tasks):
-            continue
+    waiting = [protocol for protocol in protocols if not _asked(run, suite, protocol)]
+    if LOGLIKELIHOOD in waiting and engine.why_no_score:
+        raise MissingError(
+            f"{checkpoint.name} cannot be asked under the log-likelihood protocol",
+            found=engine.why_no_score,
+            mend=f"the same with --protocol {GENERATION}: generation alone, and no hidden gap",
+        )
+    for protocol in waiting:
         before = time.monotonic()
         journal = run.journal(protocol)
         try:
@@ -94,7 +122,11 @@ def _ask(
             journal.close()
         run.write_records(protocol, records)
         timings[f"{protocol}_s"] = time.monotonic() - before
-    run.update(complete=True, timings={name: round(seconds, 3) for name, seconds in timings.items()})
+    run.update(
+        complete=True,
+        protocols=[protocol for protocol in PROTOCOLS if _asked(run, suite, protocol)],
+        timings={name: round(seconds, 3) for name, seconds in timings.items()},
+    )
 
 
 def _start(

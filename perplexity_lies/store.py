@@ -48,7 +48,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class Journal:
-    """Results by key, appended batch by batch; opened again it holds what was written whole."""
+    """Results by key, appended batch by batch; opened again it holds what was written whole and had not `failed`."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +67,9 @@ class Journal:
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 entry = json.loads(line)
-                self._by_key[entry["key"]] = entry
-            except (ValueError, KeyError, TypeError):
+                if not entry.get("failed"):  # another try might not fail
+                    self._by_key[entry["key"]] = entry
+            except (ValueError, KeyError, TypeError, AttributeError):
                 logger.warning("%s:%d is not a result; it will be computed again", self.path, number)
 
     def __len__(self) -> int:

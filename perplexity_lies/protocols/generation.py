@@ -65,6 +65,7 @@ class EngineAPI(ModelAPI):
             seed=int.from_bytes(hashlib.sha256(f"{self._seed}\n{prompt}".encode()).digest()[:4], "big")
             if settings.temperature
             else 0,
+            messages=tuple((m["role"], m["content"]) for m in messages) if self._engine.takes_messages else (),
         )
 
     def answer(self, messages: Sequence[Message]) -> GenerateResult:
@@ -278,7 +279,7 @@ def _transcript(messages: Sequence[Message]) -> str:
 
 def status_of(reply: GenerateResult, answer: str, error: str) -> Status:
     """Why the item has the score it has. An answer that was found counts as scored, even in a reply cut by its budget."""
-    if reply.error:
+    if reply.error and not reply.failed:
         return Status.REFUSED
     if error:
         return Status.ERRORED

@@ -45,6 +45,8 @@ class EngineLM(TemplateLM):
         """Rendered chat -> the messages it was made of, as canonical JSON."""
         self.tokens: dict[tuple[str, str], tuple[int, int]] = {}
         """(context, continuation) -> tokens of the context that were fed, and tokens that were cut from its left."""
+        self.lost: dict[tuple[str, str], tuple[Status, str]] = {}
+        """(context, continuation) -> why the engine has no log-likelihood of it."""
 
     @property
     def tokenizer(self) -> Any:
@@ -91,6 +93,8 @@ class EngineLM(TemplateLM):
         found = [self.context.journal.get(request.key) for request in asked]
         for (texts, _, _), answer in zip(requests, found, strict=True):
             self.tokens[texts] = (answer["context_tokens"], answer["truncated_tokens"])
+            if answer.get("error"):
+                self.lost[texts] = (Status.ERRORED if answer["failed"] else Status.REFUSED, answer["error"])
         return [(answer["loglikelihood_nats"], answer["is_greedy"]) for answer in found]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -259,7 +263,8 @@ def _record(sample: dict[str, Any], task: Any, spec: TaskSpec, lm: EngineLM) -> 
         [str(choice) for choice in task.doc_to_choice(doc)] if ranked else [continuation for _, continuation in pairs]
     )
     gold = _gold_index(task, doc) if ranked else 0
-    loglikelihoods = [float(answer[0]) for answer in answers][: len(choices)]
+    status, error = next((lm.lost[pair] for pair in pairs if pair in lm.lost), (Status.SCORED, ""))
+    loglikelihoods = [] if error else [float(answer[0]) for answer in answers][: len(choices)]
     prompt = lm.asked.get(pairs[0][0]) or _common_prefix([context for context, _ in pairs])
     return ItemRecord(
         task=spec.name,
@@ -270,19 +275,20 @@ def _record(sample: dict[str, Any], task: Any, spec: TaskSpec, lm: EngineLM) -> 
         prompt_sha256=sha256_text(
             canonical_json([[lm.asked.get(context, context), continuation] for context, continuation in pairs])
         ),
-        status=Status.SCORED,
-        score=scores[settings.metric],
+        status=status,
+        score=0.0 if error else scores[settings.metric],
         metric=settings.metric,
-        scores=scores,
+        scores={} if error else scores,
         gold=choices[gold],
-        answer=choices[_ranked_first(loglikelihoods, choices, settings.metric)],
+        answer="" if error else choices[_ranked_first(loglikelihoods, choices, settings.metric)],
         choices=tuple(choices),
         choice_loglikelihoods_nats=tuple(loglikelihoods),
-        choice_is_greedy=tuple(bool(answer[1]) for answer in answers)[: len(choices)],
+        choice_is_greedy=() if error else tuple(bool(answer[1]) for answer in answers)[: len(choices)],
         gold_index=gold,
         prompt_tokens=max(lm.tokens[pair][0] for pair in pairs),
         truncated_prompt_tokens=max(lm.tokens[pair][1] for pair in pairs),
         extractor=f"lm-eval@{version('lm-eval')}",
+        error=error,
     )
 
 
