@@ -49,13 +49,23 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+CHECKPOINT = "Directory, hub id\\[@revision], builtin:teacher, or http://HOST:PORT/v1#MODEL."
 SuiteOption = Annotated[str, typer.Option("--suite", help="Name (see `plies suites`) or YAML file.")]
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="PLIES_DATA", help="Offline mirror of datasets in hub layout.")
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Where runs, comparison and report go.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="First items of each task only; the report says so.")]
-EngineOption = Annotated[str, typer.Option("--engine", help="What runs the checkpoint.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="What runs the files: torch, vllm. An address is the endpoint engine's.")
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Of what an address serves: directory or hub id. Files bring their own."),
+]
+ProtocolOption = Annotated[
+    str | None, typer.Option("--protocol", help="loglikelihood or generation alone; both when left out.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto is float32 on CPU, as stored on CUDA.")]
 PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")]
@@ -64,13 +74,15 @@ RemoteOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run Pyt
 
 @app.command(epilog="plies compare Qwen/Qwen3-0.6B ./student --suite smoke --data ./hub --limit 200")
 def compare(
-    teacher: Annotated[str, typer.Argument(help="Directory, hub id[@revision], builtin:teacher.")],
+    teacher: Annotated[str, typer.Argument(help=CHECKPOINT)],
     student: Annotated[str, typer.Argument(help="The same, of the student.")],
     suite: SuiteOption,
     data: DataOption = None,
     out: OutOption = Path("plies-out"),
     limit: LimitOption = None,
     engine: EngineOption = "torch",
+    tokenizer: TokenizerOption = None,
+    protocol: ProtocolOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.auto,
     allow_pickle: PickleOption = False,
@@ -80,20 +92,22 @@ def compare(
     from perplexity_lies.api import compare as run_both
 
     found = run_both(
-        teacher, student, suite=suite, data=data, out=out, limit=limit, engine=engine, device=device, dtype=dtype.value,
-        allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        teacher, student, suite=suite, data=data, out=out, limit=limit, engine=engine, tokenizer=tokenizer, protocol=protocol,
+        device=device, dtype=dtype.value, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _show(found, _folder(out, found))
 
 
-@app.command()
+@app.command(epilog="plies evaluate http://localhost:8000/v1#MODEL --tokenizer ORG/NAME --suite smoke --data ./hub")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="Directory, hub id[@revision], builtin:teacher.")],
+    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
     suite: SuiteOption,
     data: DataOption = None,
     out: OutOption = Path("plies-out"),
     limit: LimitOption = None,
     engine: EngineOption = "torch",
+    tokenizer: TokenizerOption = None,
+    protocol: ProtocolOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.auto,
     allow_pickle: PickleOption = False,
@@ -103,8 +117,8 @@ def evaluate(
     from perplexity_lies.evaluate import evaluate as run_one
 
     run = run_one(
-        checkpoint, suite=suite, data=data, out=out, limit=limit, engine=engine, device=device, dtype=dtype.value,
-        allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        checkpoint, suite=suite, data=data, out=out, limit=limit, engine=engine, tokenizer=tokenizer, protocol=protocol,
+        device=device, dtype=dtype.value, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     typer.echo(run.path)
 
