@@ -191,8 +191,8 @@ def _versions() -> dict[str, str]:
 
 def _same_settings(run: Run, engine: Engine) -> None:
     """Fill the settings of a fresh run; refuse to continue one that began on another device or dtype."""
-    now, began = engine.settings, run.manifest["settings"]
-    differing = {k: (began[k], now[k]) for k in ("device", "dtype", "attention") if began and began.get(k) != now[k]}
+    now, began, keys = engine.settings, run.manifest["settings"], ("device", "dtype", "attention", "prompts")
+    differing = {k: (began.get(k), now.get(k)) for k in keys if began and began.get(k) != now.get(k)}
     if differing:
         raise UsageError(
             f"run {run.path} began with other settings",
