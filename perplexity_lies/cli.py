@@ -6,7 +6,6 @@ a traceback is for our own bugs. Knows nothing of what the commands do.
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -25,9 +24,6 @@ GUESTS = {
     "distill": "distill.cli:app",
 }
 """What the harness reaches by name only."""
-
-EXIT_PIPE = 141
-"""128 + SIGPIPE, as a shell reports it."""
 
 app = typer.Typer(
     name="plies",
@@ -250,9 +246,6 @@ def main(args: list[str] | None = None) -> None:
     except PliesError as error:
         print(f"plies: {error}", file=sys.stderr)
         code = error.exit_code
-    except BrokenPipeError:  # `plies suites | head`: whoever read has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
-        code = EXIT_PIPE
     except (KeyboardInterrupt, typer.Abort):
         print("plies: interrupted; the same command continues where it stopped", file=sys.stderr)
         code = EXIT_INTERRUPTED

@@ -7,6 +7,7 @@ Knows nothing of what is counted.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -30,7 +31,7 @@ Advance = Callable[[int], None]
 
 def _own_stream(stream: TextIO | None) -> TextIO | None:
     """The process's stderr through a descriptor of our own, which `quarantine` does not turn to its log; None for others."""
-    if stream is None or stream is not sys.__stderr__:
+    if not isinstance(stream, io.TextIOWrapper) or stream is not sys.__stderr__:
         return None
     return os.fdopen(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
 

@@ -1,4 +1,4 @@
-"""Suites: the shipped ones load, thirty broken ones say what is wrong and what to write, and a digest moves with what is asked."""
+"""Suites: the shipped load, broken ones say what is wrong and what to write, a digest moves with what is asked."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ MALFORMED: dict[str, tuple[list[Any], str, str]] = {
     "no_metric": ([stock(drop="metric")], "lacks `metric`", "metric: ..."),
     "no_generation": ([{k: v for k, v in STOCK.items() if k != "generation"}], "lacks `generation:`", "generation:"),
     "block_is_a_list": ([{**STOCK, "generation": []}], "must be a mapping", "plies suites"),
-    "lm_eval_file_missing": (
+    "lm_eval_file": (
         [stock("loglikelihood", drop="lm_eval", lm_eval_file="x.yaml")],
         "x.yaml is not there",
         "relative to",

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jinja2
 import jinja2.sandbox
 
-from perplexity_lies.engines.base import Finished
+from perplexity_lies.engines.base import Engine, Finished, Message
 from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.progress import Reporter
 from perplexity_lies.records import ItemRecord, sha256_text
@@ -76,6 +76,18 @@ def _plain(result: Any) -> dict[str, Any]:
     return plain
 
 
+def render(engine: Engine, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    """Messages through the checkpoint's chat template. Raises CheckpointError when the template does not take them."""
+    try:
+        return engine.render_chat(messages, add_generation_prompt)
+    except jinja2.TemplateError as error:
+        raise CheckpointError(
+            f"the checkpoint's chat template does not take {' and '.join(m['role'] for m in messages)} messages",
+            found=str(error),
+            mend="mend chat_template.jinja in the checkpoint",
+        ) from error
+
+
 def refuse_twins(records: Iterable[ItemRecord], task_item: Mapping[str, str]) -> None:
     """Raise UsageError when two items of a task bear one name; `task_item` is each task's template."""
     seen: set[tuple[str, str, int]] = set()
@@ -107,6 +119,8 @@ def item_name(template: str, fields: Mapping[str, Any], where: str) -> str:
     text = fill(template, fields, where)
     if not text:
         raise UsageError(
-            f"{where}: the template {template!r} names an item by nothing", mend=f"fields there: {', '.join(fields)}"
+            f"{where}: the template {template!r} names an item by nothing",
+            found="it comes out empty",
+            mend=f"fields there: {', '.join(fields)}",
         )
     return text if len(text) <= ITEM_NAME_CHARACTERS else f"sha256-{sha256_text(text)[:16]}"

@@ -31,7 +31,7 @@ from evalscope.constants import HubType
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import UsageError
 from perplexity_lies.items import read_items
-from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins
+from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins, render
 from perplexity_lies.records import GENERATION, ItemRecord, Status, sha256_text
 from perplexity_lies.store import canonical_json
 from perplexity_lies.suite import Suite, TaskSpec
@@ -55,7 +55,7 @@ class EngineAPI(ModelAPI):
 
     def request(self, messages: Sequence[Message]) -> GenerateRequest:
         """The engine's request for a chat. The seed hangs on the chat itself, not on when it is asked."""
-        prompt, settings = self._engine.render_chat(messages), self._spec.generation
+        prompt, settings = render(self._engine, messages), self._spec.generation
         return GenerateRequest(
             prompt=prompt,
             add_special_tokens=not self._engine.has_chat_template,
@@ -78,9 +78,8 @@ class EngineAPI(ModelAPI):
             return GenerateResult(**self._context.journal.get(request.key))
 
     def generate(self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
+        """The reply as evalscope takes it; one that could not be had is empty, and `_record` says why."""
         reply = self.answer(plain_messages(input))
-        if reply.error:
-            return ModelOutput(model=self.model_name, choices=[], error=reply.error)
         choice = ChatCompletionChoice(
             message=ChatMessageAssistant(content=reply.text, model=self.model_name, source="generate"),
             stop_reason="max_tokens" if reply.finish_reason == "length" else "stop",
@@ -248,7 +247,7 @@ def _record(asked: Asked, review: dict[str, Any] | None, api: EngineAPI, task: T
             f"task {task.name!r}, generation: evalscope gives no metric {settings.metric!r}",
             found=f"metrics: {', '.join(values) or 'none'}", mend="mend `metric:`",
         )  # fmt: skip
-    answer = str(score.get("extracted_prediction") or "").strip()
+    answer = "" if error else str(score.get("extracted_prediction") or "").strip()
     return ItemRecord(
         task=task.name,
         subject=asked.subject,
@@ -260,7 +259,7 @@ def _record(asked: Asked, review: dict[str, Any] | None, api: EngineAPI, task: T
         status=status_of(reply, answer, error),
         score=0.0 if error else values[settings.metric],
         metric=settings.metric,
-        scores=values,
+        scores={} if error else values,
         gold=asked.target,
         answer=answer,
         text=reply.text,

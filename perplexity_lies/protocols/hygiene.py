@@ -14,7 +14,7 @@ import random
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -104,15 +104,23 @@ def _logging() -> Iterator[None]:
         logging.disable(disabled)
         for logger, (level, handlers, propagate, off) in before.items():
             logger.setLevel(level)
+            _close(set(logger.handlers) - set(handlers))
             logger.handlers[:] = handlers
             logger.propagate, logger.disabled = propagate, off
         for name, born in root.manager.loggerDict.items():
             if name not in known and isinstance(born, logging.Logger):
+                _close(born.handlers)
                 born.handlers.clear()
 
 
+def _close(handlers: Iterable[logging.Handler]) -> None:
+    """evalscope keeps a file open in a directory that is gone by now."""
+    for handler in list(handlers):
+        handler.close()
+
+
 def _send_logs_to(handler: logging.Handler) -> None:
-    """Every logger speaks through the root, and the root to `handler` alone (transformers' own handler writes to the terminal)."""
+    """Every logger speaks through the root, and the root to `handler` alone (transformers' own writes to the terminal)."""
     root = logging.getLogger()
     for logger in root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
