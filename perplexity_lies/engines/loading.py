@@ -6,7 +6,11 @@ Knows nothing of requests.
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import re
+import sys
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -25,6 +29,14 @@ STUDENT_ENTRY_POINTS = "perplexity_lies.students"
 
 LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm", "codegen"})
 """Model types whose position table ends: a token beyond it cannot be run at all."""
+
+LOADING_ERRORS = (
+    ValueError, OSError, KeyError, RuntimeError, TypeError, ImportError, EOFError, pickle.UnpicklingError,
+)  # fmt: skip
+"""What transformers raises over files that are not what it takes them for."""
+
+GPU_KERNELS = ("fla", "mamba_ssm", "causal_conv1d")
+"""Libraries of kernels for linear attention that run on a GPU alone."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -67,6 +79,23 @@ def resolve_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
     return DTYPES[name]
 
 
+@contextlib.contextmanager
+def _kernels_for(device: torch.device) -> Iterator[None]:
+    """On a CPU, hide the libraries whose GPU kernels transformers binds when it first imports a linear-attention model.
+
+    They import without a GPU and fail when called; hidden, transformers takes its own PyTorch code.
+    """
+    hidden = GPU_KERNELS if device.type == "cpu" else ()
+    before = {name: sys.modules[name] for name in hidden if name in sys.modules}
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: "not to be imported"
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own tokenizer. Raises CheckpointError when transformers cannot read it."""
     register_student(checkpoint.model_type)
@@ -90,15 +119,17 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.P
     dtype = resolve_dtype(options.dtype, device, checkpoint.dtype)
     register_student(checkpoint.model_type)
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint.path,
-            dtype=dtype,
-            trust_remote_code=checkpoint.trust_remote_code,
-            use_safetensors=None if checkpoint.allow_pickle else True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-    except (ValueError, OSError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        with _kernels_for(device):
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                checkpoint.path,
+                dtype=dtype,
+                trust_remote_code=checkpoint.trust_remote_code,
+                use_safetensors=None if checkpoint.allow_pickle else True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
+                local_files_only=True,
+            )
+    except LOADING_ERRORS as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.name!r} ({checkpoint.model_type}) cannot be loaded",
             found=_first_line(error),
@@ -110,7 +141,7 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.P
 
 def _refuse_partial(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
     found = [
-        f"{len(info[kind])} {words}: {', '.join(sorted(map(str, info[kind]))[:3])}"
+        f"{len(info[kind])} {words}: {'; '.join(sorted(map(_named, info[kind]))[:3])}"
         for kind, words in (
             ("missing_keys", "tensors that the model needs and the files lack"),
             ("unexpected_keys", "tensors that the model has no place for"),
@@ -124,6 +155,14 @@ def _refuse_partial(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
             found=found,
             mend="use the config.json that was saved with these weights",
         )
+
+
+def _named(entry: Any) -> str:
+    """A tensor's name; of another shape than it should have, with both."""
+    if isinstance(entry, str):
+        return entry
+    name, stored, wanted = entry
+    return f"{name} is {list(stored)} in the files, {list(wanted)} by config.json"
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,7 +15,17 @@ CANDIDATES = 4
 
 def near_numbers(answer: int, rng: random.Random) -> list[int]:
     """Three distinct non-negative integers other than `answer`."""
-    slips = [answer + 1, answer - 1, answer + 2, answer - 2, answer + 10, answer - 10, answer * 2, answer // 2, answer + 5]
+    slips = [
+        answer + 1,
+        answer - 1,
+        answer + 2,
+        answer - 2,
+        answer + 10,
+        answer - 10,
+        answer * 2,
+        answer // 2,
+        answer + 5,
+    ]
     distinct = sorted({slip for slip in slips if slip != answer and (slip >= 0 or answer < 0)})
     return rng.sample(distinct, CANDIDATES - 1)
 

@@ -1,0 +1,234 @@
+"""The vLLM engine: `vllm.LLM` in this process; scores are its prompt log-probabilities, replies come from its scheduler.
+
+vLLM reads a checkpoint's files itself and knows only its own architectures. Its prefix cache is left out of scoring by vLLM
+(it is not read where prompt log-probabilities are asked), so a shared header is computed again for every continuation.
+End tokens are the ones that HF `generate` finds, and the text is decoded from the ids as the torch engine decodes it.
+The only file that imports `vllm`; it has its own environment (docs/engines.md). Knows nothing of protocols, items or the disk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import transformers
+import vllm
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+
+from perplexity_lies.checkpoint import Checkpoint
+from perplexity_lies.engines import tokens
+from perplexity_lies.engines.base import (
+    Engine,
+    EngineOptions,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    GenerateResult,
+    Message,
+    ScoreRequest,
+    ScoreResult,
+    nothing_finished,
+)
+from perplexity_lies.engines.decoding import decode_text, first_stop
+from perplexity_lies.engines.loading import load_tokenizer, resolve_dtype
+from perplexity_lies.errors import CheckpointError, MissingError, UsageError
+
+WHOLE = RequestOutputKind.FINAL_ONLY
+
+Ask = tuple[list[int], vllm.SamplingParams]
+"""Prompt ids and what vLLM is to do with them."""
+
+
+class VllmEngine(Engine):
+    """See the module."""
+
+    def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
+        self.checkpoint, self.options = checkpoint, options
+        self.device = _device(options.device)
+        dtype = resolve_dtype(options.dtype, torch.device(self.device), checkpoint.dtype)
+        self.tokenizer = load_tokenizer(checkpoint)
+        self.llm = _load(checkpoint, options, dtype, eager=self.device == "cpu")
+        config = self.llm.model_config
+        self.dtype = str(config.dtype).removeprefix("torch.")
+        self.end_ids = tokens.end_ids(_generation_config(checkpoint), config.hf_text_config, self.tokenizer)
+
+    @property
+    def context_tokens(self) -> int:
+        return int(self.llm.model_config.max_model_len)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "engine": "vllm",
+            "device": self.device,
+            "dtype": self.dtype,
+            "batch_tokens": self.options.batch_tokens,
+            "slots": self.options.slots,
+            "vllm": vllm.__version__,
+        }
+
+    @property
+    def has_chat_template(self) -> bool:
+        return tokens.has_chat_template(self.tokenizer)
+
+    def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
+        return tokens.encode(self.tokenizer, text, add_special_tokens)
+
+    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        return tokens.render_chat(self.tokenizer, messages, add_generation_prompt)
+
+    def score(
+        self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
+    ) -> Iterator[list[ScoreResult]]:
+        """Results as vLLM finishes them. A sequence is cut to one token less than the context, since vLLM always makes one."""
+        asked = {request.key: request for request in requests if not finished(request.key)}
+        once = vllm.SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False, output_kind=WHOLE
+        )
+        asks = {key: (list(self._kept(request)), once) for key, request in asked.items()}
+        return self._run(asks, lambda key, output: self._scored(asked[key], output))
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
+    ) -> Iterator[list[GenerateResult]]:
+        asked = {request.key: request for request in requests if not finished(request.key)}
+        ids = {key: self.encode(request.prompt, request.add_special_tokens) for key, request in asked.items()}
+        kept = {key: ids[key][-request.max_prompt_tokens :] if request.max_prompt_tokens else ids[key]
+                for key, request in asked.items()}  # fmt: skip
+        refused = [
+            GenerateResult(
+                key=key, text="", finish_reason="length", prompt_tokens=len(prompt), completion_tokens=0,
+                truncated_tokens=len(ids[key]) - len(prompt), error=self._refusal(prompt),
+            )
+            for key, prompt in kept.items()
+            if self._refusal(prompt)
+        ]  # fmt: skip
+        if refused:
+            yield refused
+        asks = {
+            key: (prompt, self._params(asked[key], len(prompt)))
+            for key, prompt in kept.items()
+            if not self._refusal(prompt)
+        }
+        yield from self._run(asks, lambda key, output: self._reply(asked[key], len(ids[key]), output))
+
+    def _refusal(self, prompt: Sequence[int]) -> str:
+        """Why vLLM cannot run a prompt; empty when it can."""
+        if not prompt:
+            return "the prompt has no tokens"
+        if len(prompt) >= self.context_tokens:
+            return f"the prompt has {len(prompt)} tokens and vLLM's context {self.context_tokens}"
+        return ""
+
+    def _params(self, request: GenerateRequest, prompt_tokens: int) -> vllm.SamplingParams:
+        sampling = request.sampling
+        return vllm.SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=request.seed if sampling.temperature > 0 else None,
+            max_tokens=min(request.max_new_tokens, self.context_tokens - prompt_tokens),
+            stop=list(request.stop),
+            stop_token_ids=sorted(self.end_ids),
+            ignore_eos=True,
+            output_kind=WHOLE,
+        )
+
+    def _kept(self, request: ScoreRequest) -> tuple[int, ...]:
+        return (*request.context_ids, *request.continuation_ids)[-(self.context_tokens - 1) :]
+
+    def _scored(self, request: ScoreRequest, output: Any) -> ScoreResult:
+        kept = self._kept(request)
+        n = min(len(request.continuation_ids), len(kept) - 1)
+        found = list(zip(kept[-n:], output.prompt_logprobs[-n:], strict=True))
+        nats = [place[token].logprob for token, place in found]
+        likeliest = [place[token].logprob >= max(top.logprob for top in place.values()) for token, place in found]
+        return ScoreResult(
+            key=request.key,
+            loglikelihood_nats=math.fsum(nats),
+            is_greedy=all(likeliest),
+            context_tokens=len(kept) - n,
+            continuation_tokens=n,
+            truncated_tokens=len(request.context_ids) + len(request.continuation_ids) - len(kept),
+        )
+
+    def _reply(self, request: GenerateRequest, prompt_tokens: int, output: Any) -> GenerateResult:
+        (row,) = output.outputs
+        text = decode_text(self.tokenizer, row.token_ids)
+        cut = first_stop(text, request.stop)
+        reason: FinishReason = "length"
+        if row.finish_reason == "stop":
+            reason = "stop_string" if isinstance(row.stop_reason, str) else "stop"
+        kept = len(output.prompt_token_ids)
+        return GenerateResult(
+            key=request.key,
+            text=text if cut < 0 else text[:cut],
+            finish_reason=reason,
+            prompt_tokens=kept,
+            completion_tokens=len(row.token_ids),
+            truncated_tokens=prompt_tokens - kept,
+        )
+
+    def _run(self, asks: dict[str, Ask], read: Callable[[str, Any], Any]) -> Iterator[list[Any]]:
+        """Everything is put before vLLM's scheduler; what it has finished comes back after each of its steps."""
+        engine = self.llm.llm_engine
+        waiting = set(asks)
+        for key, (ids, params) in asks.items():
+            engine.add_request(key, {"prompt_token_ids": ids}, params)
+        try:
+            while engine.has_unfinished_requests():
+                ended = [output for output in engine.step() if output.finished]
+                waiting -= {output.request_id for output in ended}
+                if ended:
+                    yield [read(output.request_id, output) for output in ended]
+        finally:
+            if waiting:
+                engine.abort_request(list(waiting))
+
+
+def _device(name: str) -> str:
+    """What vLLM runs on. Raises UsageError where another device was asked for: the installed vLLM decides, not the option."""
+    found = str(current_platform.device_type)
+    if name not in ("auto", found):
+        raise UsageError(
+            f"--device {name} cannot be had with --engine vllm", found=f"this vLLM runs on {found or 'no device here'}",
+            mend="leave --device out (CUDA_VISIBLE_DEVICES picks the GPU)",
+        )  # fmt: skip
+    if not found:
+        raise MissingError(
+            "--engine vllm cannot start",
+            found="the installed vLLM sees no device that it was built for",
+            mend="--engine torch, or a vLLM built for this machine (docs/engines.md)",
+        )
+    return found
+
+
+def _load(checkpoint: Checkpoint, options: EngineOptions, dtype: torch.dtype, *, eager: bool) -> vllm.LLM:
+    try:
+        return vllm.LLM(
+            model=str(checkpoint.path),
+            dtype=dtype,
+            trust_remote_code=checkpoint.trust_remote_code,
+            load_format="auto" if checkpoint.allow_pickle else "safetensors",
+            generation_config="vllm",  # the suite's settings hold, not the checkpoint's
+            max_num_seqs=options.slots,
+            max_num_batched_tokens=options.batch_tokens,
+            enforce_eager=eager,
+            seed=0,
+        )
+    except (ValueError, RuntimeError, OSError, KeyError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} ({checkpoint.model_type}) cannot be loaded by vLLM",
+            found=" ".join(str(error).split())[:300] or type(error).__name__,
+            mend=("--engine torch", "the log of vLLM: logs/loading.log in the run directory"),
+        ) from error
+
+
+def _generation_config(checkpoint: Checkpoint) -> Any:
+    """generation_config.json, None where the checkpoint has none."""
+    if checkpoint.path is None or not (checkpoint.path / "generation_config.json").is_file():
+        return None
+    return transformers.GenerationConfig.from_pretrained(checkpoint.path)
