@@ -254,10 +254,12 @@ def look_up(address: Address, patience: Patience) -> Served:
     try:
         listed = server.ask("/models", None, _entries)
     except Failed as error:
-        raise MissingError(
-            f"no OpenAI-compatible server answers at {address.url}", found=str(error),
-            mend=("start it, or mend the address: " + FORM, f"curl {address.url}/models"),
-        ) from error  # fmt: skip
+        if error.status == 0:
+            raise MissingError(
+                f"no OpenAI-compatible server answers at {address.url}", found=str(error),
+                mend=("start it, or mend the address: " + FORM, f"curl {address.url}/models"),
+            ) from error  # fmt: skip
+        listed = {}
     except Refused as error:
         if error.status in LOCKED:
             raise locked_out(address.url, error) from error

@@ -9,7 +9,7 @@ Knows nothing of requests beyond its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,19 +61,21 @@ def _ask(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
         raise _Unable(str(error)) from error
 
 
-def _echoed(content: dict[str, Any], count: int) -> None:
-    """Raise _Unable unless there is a log-probability for each of `count` prompt tokens, UsageError for other tokens."""
+def _echoed(content: dict[str, Any], tokenizer: Any, ids: Sequence[int]) -> None:
+    """Raise _Unable unless there is a log-probability for each token of the prompt, UsageError for other tokens."""
     try:
         if not content["choices"][0].get("logprobs"):
             raise _Unable("the reply has no log-probabilities")
-        words, _, _ = read_logprobs(content, count)
+        words, _, _ = read_logprobs(content, len(ids))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise _Unable(f"no log-probability for each token of the prompt ({type(error).__name__}: {error})") from error
-    if not letters(PROBE).endswith(letters("".join(words))):
+    meant = tokens.spell(tokenizer, ids[1:])
+    if letters(words) != letters(meant):
         raise UsageError(
-            "the tokenizer is not the one that the server uses", found=f"it reads {PROBE!r} as {''.join(words)!r}",
+            "the tokenizer is not the one that the server uses",
+            found=(f"tokens here: {' | '.join(meant)}", f"and there: {' | '.join(words)}"),
             mend="--tokenizer DIR or ORG/NAME of the checkpoint that is served",
-        )  # fmt: skip
+        )
 
 
 def _generated(content: dict[str, Any]) -> None:
@@ -99,7 +101,7 @@ def _with_ids(server: Server, body: dict[str, Any], tokenizer: Any, echo: bool) 
     content = _ask(server, "/completions", {**body, "prompt": ids})
     if usage_of(content, "prompt_tokens") not in (None, len(ids)):
         raise _Unable("a list of token ids is not read as such")
-    _echoed(content, len(ids)) if echo else _generated(content)
+    _echoed(content, tokenizer, ids) if echo else _generated(content)
     return ()
 
 
@@ -114,7 +116,7 @@ def _with_text(server: Server, body: dict[str, Any], tokenizer: Any, echo: bool)
             found=f"{PROBE!r} is {count} tokens there and {len(bare)} here ({len(dressed)} with special ones)",
             mend="--tokenizer DIR or ORG/NAME of the checkpoint that is served",
         )
-    _echoed(content, count or len(dressed)) if echo else _generated(content)
+    _echoed(content, tokenizer, bare if count == len(bare) else dressed) if echo else _generated(content)
     return () if count == len(bare) else tuple(dressed[: len(dressed) - len(bare)])
 
 

@@ -147,7 +147,7 @@ class EndpointEngine(Engine):
         whole = (*request.context_ids, *request.continuation_ids)
         kept = whole[-(self.context_tokens - 1) :]
         n = min(len(request.continuation_ids), len(kept) - 1)
-        spelled = letters(self.tokenizer.decode(list(kept[-n:]), skip_special_tokens=False))
+        spelled = letters(tokens.spell(self.tokenizer, kept[-n:])) if self.ability.prompts == "text" else None
         facts: dict[str, Any] = {
             "key": request.key,
             "context_tokens": len(kept) - n,
@@ -157,7 +157,7 @@ class EndpointEngine(Engine):
 
         def read(content: Any) -> ScoreResult:
             words, nats, likeliest = read_logprobs(content, len(kept))
-            if self.ability.prompts == "text" and letters("".join(words[-n:])) != spelled:
+            if spelled is not None and letters(words[-n:]) != spelled:
                 raise ValueError(f"other tokens than were meant: {words[-n:]}")
             return ScoreResult(loglikelihood_nats=math.fsum(nats[-n:]), is_greedy=all(likeliest[-n:]), **facts)
 
@@ -187,7 +187,11 @@ class EndpointEngine(Engine):
             path, whole = "/completions", self.encode(request.prompt, request.add_special_tokens)
             ids = whole if request.max_prompt_tokens is None else whole[-request.max_prompt_tokens :]
             cut = len(whole) - len(ids)
-            body["prompt"] = self.prompt_of(ids)
+            as_text = self.ability.prompts == "text" and ids == [
+                *self.ability.added_ids,
+                *self.encode(request.prompt, False),
+            ]
+            body["prompt"] = request.prompt if as_text else self.prompt_of(ids)
             if self.served.context_tokens:
                 most = max(1, min(most, self.served.context_tokens - len(ids)))
         body["max_tokens"] = most

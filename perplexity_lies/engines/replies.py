@@ -14,9 +14,9 @@ from perplexity_lies.engines.base import FinishReason
 from perplexity_lies.engines.decoding import first_stop
 
 
-def letters(text: str) -> str:
-    """Letters and digits alone: tokenizers spell spaces and special tokens in many ways."""
-    return "".join(c for c in text if c.isalnum())
+def letters(words: Sequence[str]) -> str:
+    """ASCII letters and digits alone: servers spell spaces, special tokens and parts of other letters in many ways."""
+    return "".join(c for word in words for c in word if c.isascii() and c.isalnum())
 
 
 def read_logprobs(content: Any, count: int) -> tuple[list[str], list[float], list[bool]]:

@@ -31,6 +31,11 @@ def encode(tokenizer: Any, text: str, add_special_tokens: bool | None = None) ->
     return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
+def spell(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Each token by itself."""
+    return [tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False) for token in ids]
+
+
 def transcript(messages: Sequence[Message]) -> str:
     """A chat as `role: content` lines: evalscope's rule for checkpoints without a template."""
     return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
