@@ -12,7 +12,7 @@ import yaml
 
 from perplexity_lies.errors import MissingError, UsageError
 from perplexity_lies.items import read_items
-from perplexity_lies.suite import Suite, catalogue, load_suite, open_mirror
+from perplexity_lies.suite import catalogue, load_suite, open_mirror
 
 ITEM: dict[str, Any] = {"id": "a1", "question": "1 + 1 = ?", "choices": ["2", "3"], "gold": 0, "target": "2"}
 TASK: dict[str, Any] = {"name": "sums", "items": "items.jsonl", "extract": r"(\d+)", "max_new_tokens": 8}
@@ -352,8 +352,3 @@ def test_digest_of_a_dataset_is_over_names_and_bytes_not_over_place(tmp_path: Pa
     assert here.digest("org/real") == before
     (tmp_path / "a" / "org" / "real" / "data.txt").rename(tmp_path / "a" / "org" / "real" / "date.txt")
     assert here.digest("org/real") != before
-
-
-def test_suites_of_equal_content_compare_by_tasks(write: WriteSuite) -> None:
-    one: Suite = load_suite(write(TASK))
-    assert one == load_suite(one.path)
