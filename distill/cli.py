@@ -25,15 +25,18 @@ def run(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; more than one seldom helps at this size.")] = 1,
 ) -> None:
     """Run a recipe; the same command after an interruption continues."""
+    from distill.recipe import load_recipe
+
+    parsed = load_recipe(recipe)
+
     import torch
     from transformers.utils import logging
 
     from distill.pipeline import run_recipe
-    from distill.recipe import load_recipe
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
-    scores = run_recipe(load_recipe(recipe), out)
+    scores = run_recipe(parsed, out)
     typer.echo(f"{'checkpoint':<12}{'task':<12}{'log-likelihood':>15}{'generation':>12}")
     for name, tasks in scores.items():
         for task, s in tasks.items():

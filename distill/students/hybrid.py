@@ -194,8 +194,9 @@ class HybridModel(HybridPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """input_ids [batch, time] or inputs_embeds [batch, time, hidden_size] -> last_hidden_state, as the latter.
 
-        `attention_mask` [batch, past + time] is 0 at padding (left, right or between). Raises ValueError unless exactly
-        one of `input_ids` and `inputs_embeds` is given.
+        `attention_mask` [batch, past + time] is 0 at padding (left, right or between). Packed documents need
+        `use_cache=False`, as in transformers' own models. Raises ValueError unless exactly one of `input_ids` and
+        `inputs_embeds` is given, and on a cache that was not made for this configuration.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -205,6 +206,8 @@ class HybridModel(HybridPreTrainedModel):
             use_cache = False
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None and len(past_key_values.layers) != self.config.num_hidden_layers:
+            raise ValueError("a hybrid model's cache is made for its layers: DynamicCache(config=model.config)")
         if position_ids is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]

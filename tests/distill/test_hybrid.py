@@ -120,6 +120,16 @@ def test_a_kda_cache_layer_cannot_be_cropped_but_reset(make_hybrid: MakeHybrid) 
     assert cache.get_seq_length() == 0 and cache.layers[0].state is None
 
 
+def test_a_cache_made_for_nothing_and_missing_inputs_are_refused(make_hybrid: MakeHybrid) -> None:
+    model, ids = make_hybrid((1,)), random_ids(1, 5)
+    with pytest.raises(ValueError, match=r"DynamicCache\(config=model.config\)"):
+        model(ids, past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model()
+    embedded = model.model.embed_tokens(ids)
+    torch.testing.assert_close(model(inputs_embeds=embedded).logits, model(ids).logits)
+
+
 def test_a_student_that_keeps_every_layer_is_the_teacher(make_hybrid: MakeHybrid, teacher: Qwen3ForCausalLM) -> None:
     ids = random_ids(2, 12)
     torch.testing.assert_close(make_hybrid((0, 1, 2))(ids).logits, teacher(ids).logits)
