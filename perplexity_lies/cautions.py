@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from perplexity_lies.comparison import SIDES, Caution, PairedItem, ProtocolRow, Side, TaskRow, Unpaired
+from perplexity_lies.comparison import (
+    SIDES,
+    Caution,
+    PairedItem,
+    ProtocolRow,
+    Side,
+    TaskRow,
+    Unpaired,
+    guard_failures,
+)
 from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS
 
 SATURATED_PERCENT = 99.0
@@ -94,6 +103,11 @@ def _of_seeds(items: Sequence[PairedItem]) -> Iterator[Caution]:
         yield Caution(kind="seeds", task=task, text="teacher and student were not asked with the same seeds")
 
 
+def _of_guard(provenance: dict[str, Any]) -> Iterator[Caution]:
+    for side, check, detail in guard_failures(provenance):
+        yield Caution(kind="guard", task="", text=f"the guard failed on the {side}, {check}: {detail}")
+
+
 def _of_manifests(provenance: dict[str, Any]) -> Iterator[Caution]:
     teacher, student = (provenance[side] for side in SIDES)
     limit = teacher["suite"].get("limit")
@@ -126,7 +140,7 @@ def caution(
     provenance: dict[str, Any],
 ) -> list[Caution]:
     """All cautions: those of the whole comparison first, then task by task."""
-    found = [*_of_manifests(provenance), *_of_seeds(items)]
+    found = [*_of_guard(provenance), *_of_manifests(provenance), *_of_seeds(items)]
     for row in rows:
         found += [*_of_row(row), *_of_unpaired([left for left in unpaired if left.task == row.task])]
     if overall and overall.hidden_gap and overall.hidden_gap.low is None:

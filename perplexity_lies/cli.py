@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perplexity_lies.errors import EXIT_INTERRUPTED, EXIT_USAGE, PliesError, UsageError, from_table
+from perplexity_lies.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, PliesError, UsageError, from_table
 
 if TYPE_CHECKING:
     from perplexity_lies.comparison import Comparison
@@ -186,17 +186,38 @@ def demo(out: OutOption = Path("plies-out"), limit: LimitOption = None) -> None:
     _show(found, _folder(out, found))
 
 
-@app.command()
-def doctor() -> None:
-    """What is installed, what works, and what to install for what."""
+@app.command(epilog="plies doctor ./student")
+def doctor(
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="Ask the engine that loads this one whether its numbers can be believed.")
+    ] = None,
+    engine: EngineOption = "torch",
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
+    allow_pickle: PickleOption = False,
+    trust_remote_code: RemoteOption = False,
+) -> None:
+    """What is installed and what works; of a CHECKPOINT, what the artifact guard measures (exit code 1 when a check fails)."""
     from rich.console import Console
 
-    from perplexity_lies.doctor import exit_code, render
-    from perplexity_lies.doctor import report as findings
+    if checkpoint is None:
+        from perplexity_lies.doctor import exit_code, render
+        from perplexity_lies.doctor import report as findings
 
-    found = findings()
-    Console().print(render(found))
-    raise typer.Exit(exit_code(found))
+        installed = findings()
+        Console().print(render(installed))
+        raise typer.Exit(exit_code(installed))
+
+    from perplexity_lies.guard.examine import examine
+    from perplexity_lies.guard.examine import render as render_guard
+
+    measured = examine(
+        checkpoint, engine=engine, tokenizer=tokenizer, device=device, dtype=dtype.value, allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    Console().print(render_guard(measured))
+    raise typer.Exit(EXIT_GATE_FAILED if measured.failed else 0)
 
 
 @app.command(

@@ -16,7 +16,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perplexity_lies.errors import UsageError
 from perplexity_lies.gap import DECIMALS, RULE_OF_THREE, Estimate
@@ -102,6 +102,14 @@ class Caution:
     text: str
 
 
+class GuardFailure(NamedTuple):
+    """A check of the artifact guard that the engine of one side did not pass."""
+
+    side: str
+    check: str
+    detail: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """One record: what a checkpoint answered under one seed."""
@@ -177,6 +185,11 @@ class Comparison:
         return self.limit is not None
 
     @property
+    def guard_failures(self) -> tuple[GuardFailure, ...]:
+        """What the artifact guard found wrong; while there is any, the gaps are not a finding."""
+        return guard_failures(self.provenance)
+
+    @property
     def rows(self) -> tuple[TaskRow, ...]:
         """The tasks, then the overall row where there is one."""
         return self.tasks + ((self.overall,) if self.overall else ())
@@ -197,6 +210,9 @@ class Comparison:
 
     def headline(self) -> str:
         """What log-likelihood does or does not hide, in plain sentences that say no more than the interval does."""
+        if self.guard_failures:
+            named = "; ".join(f"{failure.side}: {failure.check}" for failure in self.guard_failures)
+            return f"The guard failed, so these numbers are not a finding ({named})."
         row = self.overall
         if row is None or row.loglikelihood is None or row.generation is None or row.hidden_gap is None:
             return "No task has items paired under both protocols, so there is no hidden gap to report."
@@ -244,6 +260,16 @@ def interval(found: Estimate, *, sign: bool = True) -> str:
         return "no interval"
     low, high = (signed(bound) if sign else f"{bound:.1f}" for bound in (found.low, found.high))
     return f"[{low}, {high}]"
+
+
+def guard_failures(provenance: dict[str, Any]) -> tuple[GuardFailure, ...]:
+    """The checks that failed, of both sides' manifests; a manifest without a guard has none."""
+    return tuple(
+        GuardFailure(side, name, check["detail"])
+        for side in SIDES
+        for name, check in sorted(provenance.get(side, {}).get("guard", {}).items())
+        if check["passed"] is False
+    )
 
 
 def _standing(gap_pp: float, whom: str = "") -> str:

@@ -16,18 +16,23 @@ from typing import Any
 
 from perplexity_lies.checkpoint import Checkpoint, resolve
 from perplexity_lies.engines import engine_of, open_engine
-from perplexity_lies.engines.base import Engine, EngineOptions
+from perplexity_lies.engines.base import Engine, EngineOptions, ScoreResult
 from perplexity_lies.errors import MissingError, UsageError, nearest
+from perplexity_lies.guard import guard, nats_by_key, weights_unchanged
+from perplexity_lies.items import read_items
 from perplexity_lies.progress import Reporter
 from perplexity_lies.protocols import runner
 from perplexity_lies.protocols.base import Context
 from perplexity_lies.protocols.hygiene import quarantine
 from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS
-from perplexity_lies.store import Run, start_run
+from perplexity_lies.store import Journal, Run, start_run
 from perplexity_lies.suite import Mirror, Suite, load_suite, open_mirror
 
 VERSIONED = ("perplexity-lies", "torch", "transformers", "lm-eval", "evalscope", "datasets", "tokenizers")
 """Distributions whose versions a run depends on."""
+
+GUARD_PROMPTS = 2
+"""First questions of the suite's own items that the guard asks beside its fixed texts."""
 
 
 def evaluate(
@@ -109,10 +114,18 @@ def _ask(
             found=engine.why_no_score,
             mend=f"the same with --protocol {GENERATION}: generation alone, and no hidden gap",
         )
+    before = time.monotonic()
+    with reporter.step(f"{checkpoint.name}: guard"), quarantine(run.log_path("guard")):
+        _guard(run, engine, suite)
+    for name, check in run.manifest["guard"].items():
+        if check["passed"] is False:
+            reporter.note(f"{checkpoint.name}: the guard failed, {name}: {check['detail']}")
+    timings["guard_s"] = time.monotonic() - before
     for protocol in waiting:
         before = time.monotonic()
         journal = run.journal(protocol)
         try:
+            _guard_weights(run, engine, journal)
             with reporter.step(f"{checkpoint.name}: starting {protocol}"), quarantine(run.log_path(protocol)):
                 ask = runner(protocol)
             context = Context(mirror, limit, journal, run.log_path(protocol), reporter)
@@ -122,11 +135,37 @@ def _ask(
             journal.close()
         run.write_records(protocol, records)
         timings[f"{protocol}_s"] = time.monotonic() - before
+        _guard_weights(run, engine)
     run.update(
         complete=True,
         protocols=[protocol for protocol in PROTOCOLS if _asked(run, suite, protocol)],
         timings={name: round(seconds, 3) for name, seconds in timings.items()},
     )
+
+
+def _guard(run: Run, engine: Engine, suite: Suite) -> None:
+    """The artifact guard's short form, once a run: what it found goes into the manifest."""
+    if "guard" in run.manifest:
+        return
+    own = [task.items.path for task in suite.tasks if task.items is not None][:GUARD_PROMPTS]
+    found = guard(engine, prompts=[read_items(path)[0].question for path in own])
+    run.update(guard=found.describe(), fingerprint=[asdict(result) for result in found.fingerprint])
+
+
+def _guard_weights(run: Run, engine: Engine, journal: Journal | None = None) -> None:
+    """Hold the weights of now against those that the run began with and those that the journal's answers came from."""
+    loaded = [ScoreResult(**result) for result in run.manifest["fingerprint"]]
+    if not loaded:
+        return
+    earlier = [nats_by_key(loaded)]
+    if journal is not None:
+        answers = [journal.get(result.key) for result in loaded if journal.finished(result.key)]
+        earlier.append({answer["key"]: answer["loglikelihood_nats"] for answer in answers})
+        if not answers:
+            journal.add([asdict(result) for result in loaded])
+    found = weights_unchanged(engine, earlier)
+    if found.passed is False:
+        run.update(guard={**run.manifest["guard"], **found.describe()})
 
 
 def _start(

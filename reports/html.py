@@ -58,7 +58,7 @@ def _provenance(comparison: Comparison) -> list[tuple[str, list[tuple[str, str, 
     """Section by section, what each side's manifest says: (key, teacher, student)."""
     teacher, student = comparison.provenance["teacher"], comparison.provenance["student"]
     sections = []
-    for section in ("checkpoint", "suite", "settings", "versions", "tasks"):
+    for section in ("checkpoint", "suite", "settings", "guard", "versions", "tasks"):
         one, other = dict(_flat(teacher.get(section, {}))), dict(_flat(student.get(section, {})))
         keys = list(dict.fromkeys([*one, *other]))
         sections.append((section, [(key, one.get(key, "–"), other.get(key, "–")) for key in keys]))

@@ -135,7 +135,8 @@ class _Rendered:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         comparison = self.comparison
         names = f"{comparison.student_name} (S) against {comparison.teacher_name} (T), suite {comparison.suite_name}"
-        parts: list[RenderableType] = [Text(names, style="dim"), Text(comparison.headline(), style="bold")]
+        headline = Text(comparison.headline(), style="bold red" if comparison.guard_failures else "bold")
+        parts: list[RenderableType] = [Text(names, style="dim"), headline]
         if comparison.partial:
             parts.append(Text(f"PARTIAL: at most {comparison.limit} items per task were asked.", style="bold yellow"))
         table = _wide(comparison)

@@ -1,0 +1,406 @@
+"""The artifact guard's checks: each puts the same question to an engine in two ways that must give one answer.
+
+Each is a function of a `Subject`, raises CannotCheck where it has nothing to say, and measures in nats or in things that went
+wrong. Knows nothing of runs, manifests or how a check is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+from perplexity_lies.engines.base import GenerateRequest, GenerateResult, ScoreRequest
+from perplexity_lies.guard.reference import apart_nats
+from perplexity_lies.guard.subject import (
+    CONTINUATION_TOKENS,
+    REPLY_TOKENS,
+    SHORT_PROBES,
+    CannotCheck,
+    Check,
+    Probe,
+    Subject,
+    user,
+)
+
+END_REPLY_TOKENS = 32
+"""Tokens within which an end token is waited for, of an engine that does not show its model."""
+FINGERPRINT_TOKENS = 32
+MOST_END_IDS = 3
+"""End tokens that are tried, of a checkpoint that states many."""
+PADDED_TOKENS = (CONTINUATION_TOKENS + 1, 256, 20)
+"""Longest rows of a batch of unequal lengths: the first so short that what is put before it would not be forgotten."""
+UNREADABLE = "\ufffd"
+"""What a tokenizer writes for bytes that are no text."""
+
+
+def _said(result: GenerateResult) -> tuple[str, str, int]:
+    return result.text, result.finish_reason, result.completion_tokens
+
+
+def _split(ids: Sequence[int], tokens: int = CONTINUATION_TOKENS) -> ScoreRequest:
+    return ScoreRequest(context_ids=tuple(ids[:-tokens]), continuation_ids=tuple(ids[-tokens:]))
+
+
+def _sure(probes: Sequence[Probe], least: int = 0) -> list[Probe]:
+    """Probes whose first token at least is sure. Raises CannotCheck where there are fewer than `least`."""
+    sure = [probe for probe in probes if probe.sure]
+    if len(sure) < least:
+        raise CannotCheck(f"{len(sure)} of {len(probes)} probes have a greedy reply that rounding cannot move")
+    return sure
+
+
+def _worst(subject: Subject, requests: Sequence[ScoreRequest]) -> float:
+    """Largest difference in nats between requests scored together and alone; 0 of an engine that has no scores."""
+    if subject.engine.why_no_score:
+        return 0.0
+    alone = [subject.score_alone(request).loglikelihood_nats for request in requests]
+    together = [result.loglikelihood_nats for result in subject.score(requests)]
+    return max(abs(a - b) for a, b in zip(alone, together, strict=True))
+
+
+def _differing(subject: Subject, probes: Sequence[Probe]) -> int:
+    """Replies that differ between together and alone."""
+    alone = [_said(subject.reply_alone(probe.request())) for probe in probes]
+    together = map(_said, subject.reply([probe.request() for probe in probes]))
+    return sum(a != b for a, b in zip(alone, together, strict=True))
+
+
+def _within(subject: Subject, differing: int, of: int) -> bool:
+    return differing <= subject.tolerance.replies * of
+
+
+def _nats(name: str, subject: Subject, worst: float, detail: str, *, also: bool = True) -> Check:
+    """A check whose measure is in nats; `also` is what must hold beside it."""
+    bar = subject.tolerance.nats
+    return Check(name=name, passed=worst <= bar and also, measured=worst, tolerance=bar, detail=detail)
+
+
+def _count(name: str, wrong: int, most: float, detail: str) -> Check:
+    return Check(name=name, passed=wrong <= most, measured=float(wrong), tolerance=most, detail=detail)
+
+
+def batch_size(subject: Subject) -> Check:
+    """Rows of one length, together and alone: a row does not see its neighbours."""
+    rows = [subject.encoded(text) for text in subject.texts]
+    length = min(map(len, rows))
+    prompts = [subject.probe(text) for text in subject.texts]
+    shortest = min(len(probe.ids) for probe in prompts)
+    probes = _sure([subject.probe(text, shortest) for text in subject.texts])
+    worst = _worst(subject, [_split(row[-length:]) for row in rows])
+    differing = _differing(subject, probes)
+    detail = (
+        f"{len(rows)} continuations of {length} tokens scored together and alone: up to {worst:.2g} nats apart; "
+        f"{differing} of {len(probes)} replies differ"
+    )
+    return _nats("batch size", subject, worst, detail, also=_within(subject, differing, len(probes)))
+
+
+def padding(subject: Subject) -> Check:
+    """Rows of unequal length, together and alone: nothing that fills a row up is ever read."""
+    lengths = [PADDED_TOKENS[at % len(PADDED_TOKENS)] for at in range(len(subject.texts))]
+    probes = _sure([subject.probe(text, most) for text, most in zip(subject.texts, lengths, strict=True)])
+    rows = [subject.encoded(text)[-most:] for text, most in zip(subject.texts, lengths, strict=True)]
+    worst = _worst(subject, [_split(row) for row in rows])
+    differing = _differing(subject, probes)
+    detail = (
+        f"rows of {min(map(len, rows))} to {max(map(len, rows))} tokens scored together and alone: up to {worst:.2g} nats apart; "
+        f"{differing} of {len(probes)} replies differ"
+    )
+    if subject.reference is not None:
+        together = subject.reference.logits(rows)
+        alone = [subject.reference.logits([row])[0] for row in rows]
+        padded = max(nats for a, b in zip(alone, together, strict=True) for nats in apart_nats(a, b))
+        detail += f"; a plain forward pass padded on the right: up to {padded:.2g} nats"
+        worst = max(worst, padded)
+    return _nats("padding", subject, worst, detail, also=_within(subject, differing, len(probes)))
+
+
+def shared_prefixes(subject: Subject) -> Check:
+    """Continuations below shared prefixes, together (sharing) and alone (none): what is shared is forked whole."""
+    requests = []
+    for item, text in zip(subject.items, subject.texts, strict=False):
+        context, tail = subject.encoded(item), subject.encoded(text)
+        endings = (tail[-1:], tail[-CONTINUATION_TOKENS:], tail[-CONTINUATION_TOKENS:][:2])
+        requests += [ScoreRequest(context_ids=context, continuation_ids=ending) for ending in endings]
+    worst = _worst(subject, requests)
+    detail = f"{len(requests)} continuations below one header: up to {worst:.2g} nats from scored alone"
+    return _nats("shared prefixes", subject, worst, detail)
+
+
+def prompt_isolation(subject: Subject) -> Check:
+    """Prompts that begin alike, together, in reverse and alone: none gets another's state."""
+    probes = _sure([subject.probe(item, chat=False) for item in subject.items], 2)
+    alone = [_said(subject.reply_alone(probe.request())) for probe in probes]
+    differing = _differing(subject, probes) + _differing(subject, probes[::-1])
+    detail = f"{len(probes)} prompts below one header, together, in reverse and alone: {differing} replies differ"
+    asked = 2 * len(probes)
+    if subject.reference is not None:
+        expected = [subject.expected(probe) for probe in probes]
+        strange = sum(a != b for a, b in zip(alone, expected, strict=True))
+        differing, asked = differing + strange, asked + len(probes)
+        detail += f", {strange} from a full forward pass"
+    return _count("prompt isolation", differing, subject.tolerance.replies * asked, detail)
+
+
+def cached_against_full(subject: Subject) -> Check:
+    """The model's own cache, token by token, and the engine's replies, against full forward passes."""
+    if subject.reference is None:
+        raise CannotCheck("this engine does not show its model")
+    apart: list[float] = []
+    for text in subject.texts:
+        ids = subject.encoded(text)
+        half = (len(ids) + 1) // 2
+        stepwise = subject.reference.logits_token_by_token(ids, half)
+        apart += apart_nats(subject.reference.logits([ids])[0][half:], stepwise[half:])
+    tolerance = subject.tolerance
+    worst = median(apart) if tolerance.cached_median else max(apart)
+    probes = _sure([subject.probe(text) for text in subject.texts], 1)
+    said = [_said(subject.reply_alone(probe.request())) for probe in probes]
+    differing = sum(a != subject.expected(probe) for a, probe in zip(said, probes, strict=True))
+    sure = sum(probe.sure for probe in probes)
+    detail = (
+        f"the model's cache token by token: {'in the median' if tolerance.cached_median else 'up to'} {worst:.2g} nats "
+        f"from a full forward pass; {differing} of {len(probes)} greedy replies ({sure} sure tokens) differ"
+    )
+    passed = worst <= tolerance.cached_nats and not differing
+    return Check(
+        name="cached against full", passed=passed, measured=worst, tolerance=tolerance.cached_nats, detail=detail
+    )
+
+
+def scored_position(subject: Subject) -> Check:
+    """Log-likelihoods and greedy flags against the sums that a full forward pass of each row gives."""
+    if subject.reference is None:
+        raise CannotCheck("this engine does not show its model")
+    requests = [_split(subject.encoded(text), n) for text in subject.texts for n in (1, CONTINUATION_TOKENS)]
+    probes = _sure([subject.probe(text) for text in subject.texts])
+    requests += [
+        ScoreRequest(context_ids=probe.ids, continuation_ids=probe.greedy.ids[: probe.sure])
+        for probe in probes
+        if probe.greedy
+    ]
+    worst, turned = 0.0, 0
+    for request, found in zip(requests, subject.score(requests), strict=True):
+        own = subject.reference.score(request.context_ids, request.continuation_ids)
+        worst = max(worst, abs(found.loglikelihood_nats - own.nats))
+        turned += found.is_greedy != own.is_greedy and own.margin > subject.tolerance.margin
+    detail = (
+        f"{len(requests)} continuations: up to {worst:.2g} nats from the sum over a full forward pass, "
+        f"{turned} greedy flags turned"
+    )
+    return _nats("scored position", subject, worst, detail, also=not turned)
+
+
+def restart(subject: Subject) -> Check:
+    """A reply cut in the middle and given back with its prompt goes on as it went on before."""
+    asked = differing = 0
+    for probe in _sure([subject.probe(text) for text in subject.texts], 1):
+        whole = subject.reply_alone(probe.request())
+        for cut in range(1, probe.sure):
+            head = subject.reply_alone(probe.request(cut))
+            if not _reads_back(subject, probe, head, cut):
+                continue
+            again = GenerateRequest(
+                prompt=probe.prompt + head.text,
+                add_special_tokens=probe.add_special_tokens,
+                max_new_tokens=probe.sure - cut,
+            )
+            asked += 1
+            differing += _bare(head.text + subject.reply_alone(again).text) != _bare(whole.text)
+            if cut >= 2:
+                break
+    if not asked:
+        raise CannotCheck("no reply's text reads back as the tokens that it was made of")
+    detail = f"{asked} replies cut in the middle and begun again: {differing} go on otherwise"
+    return _count("restart", differing, subject.tolerance.replies * asked, detail)
+
+
+def _bare(text: str) -> str:
+    """Without white space: decoding a tail may drop or add its first space."""
+    return "".join(text.split())
+
+
+def _reads_back(subject: Subject, probe: Probe, head: GenerateResult, tokens: int) -> bool:
+    """Whether prompt and reply, joined as text, are the tokens that they were apart."""
+    if (
+        probe.max_prompt_tokens
+        or UNREADABLE in head.text
+        or head.completion_tokens != tokens
+        or head.finish_reason != "length"
+    ):
+        return False
+    ids = subject.encode(probe.prompt + head.text, probe.add_special_tokens)
+    if probe.greedy is not None:
+        return ids == (*probe.ids, *probe.greedy.ids[:tokens])
+    return ids[: len(probe.ids)] == probe.ids and len(ids) == len(probe.ids) + tokens
+
+
+def negative_control(subject: Subject) -> Check:
+    """As LAMBADA is scored: a continuation is the greedy one by log-likelihood if and only if generation says it."""
+    told = said_greedy = disagree = 0
+    cases = {True: 0, False: 0}
+    for probe in _sure([subject.probe(text) for text in (*subject.texts, *subject.items)], 1):
+        for continuation in _continuations(subject, probe):
+            request = ScoreRequest(context_ids=probe.ids, continuation_ids=continuation)
+            if subject.reference and subject.reference.score(*_pair(request)).margin <= subject.tolerance.margin:
+                continue
+            flag = subject.score_alone(request).is_greedy
+            text, meant = subject.reply_alone(probe.request(len(continuation))).text, subject.decode(continuation)
+            said = text == meant
+            if said and not flag and (UNREADABLE in meant or not meant):
+                continue
+            told, said_greedy, disagree = told + 1, said_greedy + (said or flag), disagree + (said != flag)
+            cases[flag] += 1
+    if not all(cases.values()) and not disagree:
+        raise CannotCheck(f"{cases[True]} of {told} continuations are greedy: nothing is told apart")
+    detail = (
+        f"{told} continuations, {cases[True]} of them greedy by log-likelihood: generation says otherwise of {disagree}"
+    )
+    return _count("negative control", disagree, subject.tolerance.replies * said_greedy, detail)
+
+
+def _pair(request: ScoreRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return request.context_ids, request.continuation_ids
+
+
+def _continuations(subject: Subject, probe: Probe) -> list[tuple[int, ...]]:
+    """The greedy reply's first token, its first word and the whole; and the same with the last token changed."""
+    if probe.greedy is not None and subject.reference is not None:
+        ids = tuple(token for token in probe.greedy.ids[: probe.sure] if token not in subject.reference.end_ids)
+    else:
+        reply = subject.reply_alone(probe.request())
+        whole = subject.encode(probe.prompt + reply.text, probe.add_special_tokens)
+        readable = whole[: len(probe.ids)] == probe.ids and len(whole) - len(probe.ids) == reply.completion_tokens
+        ids = whole[len(probe.ids) :] if readable and UNREADABLE not in reply.text else ()
+    word = next((n for n in range(1, len(ids)) if len(subject.decode(ids[: n + 1]).split()) > 1), len(ids))
+    lengths = sorted({1, word, len(ids)}) if ids else []
+    true = [ids[:n] for n in lengths]
+    others = [token for token in probe.ids[::-1] if subject.decode([token]).strip()]
+    return true + [(*greedy[:-1], other) for greedy in true for other in [t for t in others if t != greedy[-1]][:1]]
+
+
+def end_token(subject: Subject) -> Check:
+    """A reply ends at the first end token that is its greedy one, at the first place and later."""
+    if subject.reference is None or not subject.reference.can_nudge:
+        return _end_token_by_score(subject)
+    if not subject.reference.end_ids:
+        raise CannotCheck("the checkpoint states no end token")
+    probes = [subject.probe(text) for text in subject.texts[:SHORT_PROBES]]
+    requests = [probe.request(REPLY_TOKENS) for probe in probes]
+    asked = missed = 0
+    for end_id in sorted(subject.reference.end_ids)[:MOST_END_IDS]:
+        for from_call in (0, 2):
+            with subject.reference.nudged(end_id, from_call):
+                replies = [subject.reply([request])[0] for request in requests]
+            asked += len(replies)
+            missed += sum(r.finish_reason != "stop" or r.completion_tokens > from_call + 1 for r in replies)
+    detail = f"{asked} replies whose next token was made an end token: {missed} went on"
+    return _count("end token", missed, 0, detail)
+
+
+def _end_token_by_score(subject: Subject) -> Check:
+    """Without the model: wherever log-likelihood finds the end token greedy, the reply must have ended, and only there."""
+    end_id = subject.engine.tokenizer.eos_token_id
+    if end_id is None:
+        raise CannotCheck("the tokenizer states no end token")
+    met: list[bool] = []
+    for probe in [subject.probe(text) for text in subject.texts]:
+        reply = subject.reply_alone(probe.request(END_REPLY_TOKENS))
+        whole = subject.encode(probe.prompt + reply.text, probe.add_special_tokens)
+        if probe.max_prompt_tokens or whole[: len(probe.ids)] != probe.ids or UNREADABLE in reply.text:
+            continue
+        said = reply.completion_tokens - (reply.finish_reason == "stop")
+        end = _first_end(subject, whole, len(probe.ids), end_id)
+        if end is not None:
+            met.append(end == said and (reply.finish_reason == "stop" or end == END_REPLY_TOKENS))
+    if not met:
+        raise CannotCheck(f"this engine does not show its model, and no reply ends within {END_REPLY_TOKENS} tokens")
+    wrong = met.count(False)
+    detail = f"{len(met)} replies come to an end token: {wrong} do not end where log-likelihood finds it greedy"
+    return _count("end token", wrong, subject.tolerance.replies * len(met), detail)
+
+
+def _first_end(subject: Subject, whole: tuple[int, ...], prompt_tokens: int, end_id: int) -> int | None:
+    """After how many tokens of a reply the end token is greedy by log-likelihood.
+
+    None where it never is, or where the tokens of the text cannot be those of the reply: one of them is not greedy, since
+    another, special one, which no text shows, stood before it.
+    """
+    ends = [
+        ScoreRequest(context_ids=whole[:at], continuation_ids=(end_id,)) for at in range(prompt_tokens, len(whole) + 1)
+    ]
+    goes_on = [
+        ScoreRequest(context_ids=whole[:at], continuation_ids=(whole[at],)) for at in range(prompt_tokens, len(whole))
+    ]
+    found = subject.score([*ends, *goes_on])
+    for at, end in enumerate(found[: len(ends)]):
+        if end.is_greedy:
+            return at
+        if at < len(goes_on) and not found[len(ends) + at].is_greedy:
+            return None
+    return None
+
+
+def chat_template(subject: Subject) -> Check:
+    """The template stands around a message once, one BOS at its head, and the engine adds nothing to it."""
+    engine, text = subject.engine, subject.texts[0]
+    rendered = engine.render_chat([user(text)])
+    before, found, _ = rendered.partition(text)
+    faults = [] if found else ["the message is not in its rendering"]
+    times = _times_over(_bare(before))
+    if times > 1:
+        faults.append(f"what opens the turn stands there {times} times")
+    if engine.has_chat_template and rendered != engine.tokenizer.apply_chat_template(
+        [user(text)], tokenize=False, add_generation_prompt=True
+    ):
+        faults.append("the rendering is not the tokenizer's own")
+    bos = engine.tokenizer.bos_token_id
+    for protocol, add in (("generation", not engine.has_chat_template), ("log-likelihood", None)):
+        if bos is not None and subject.encode(rendered, add)[:2] == (bos, bos):
+            faults.append(f"{protocol} begins with two BOS tokens")
+    probe = subject.probe(text)
+    fed = subject.reply_alone(probe.request(1)).prompt_tokens
+    if fed != len(probe.ids):
+        faults.append(f"the engine read {fed} tokens of a prompt of {len(probe.ids)}")
+    kind = "chat template" if engine.has_chat_template else "plain rendering (the checkpoint has no chat template)"
+    return _count("chat template", len(faults), 0, f"{kind}: {'; '.join(faults) or 'applied once, nothing doubled'}")
+
+
+def _times_over(text: str) -> int:
+    """How many times over a text is one shorter text: 1 for most."""
+    return len(text) // (text + text).index(text, 1) if text else 1
+
+
+def fingerprint(subject: Subject) -> list[ScoreRequest]:
+    """What is scored to tell one set of weights from another: the probes' first texts."""
+    return [_split(subject.encoded(text)[-FINGERPRINT_TOKENS:]) for text in subject.texts[:2]]
+
+
+def weights(subject: Subject, earlier: Sequence[Mapping[str, float]]) -> Check:
+    """The fixed texts have the log-likelihoods they had `earlier` (key -> nats), and those of a plain forward pass now."""
+    requests = fingerprint(subject)
+    now = {result.key: result.loglikelihood_nats for result in subject.score(requests)}
+    apart = [abs(known[key] - nats) for known in earlier for key, nats in now.items() if key in known]
+    detail = f"fixed texts now and {len(earlier)} times before: up to {max(apart, default=0.0):.2g} nats apart"
+    if subject.reference is not None:
+        plain = [abs(now[request.key] - subject.reference.score(*_pair(request)).nats) for request in requests]
+        detail += f"; up to {max(plain):.2g} from a plain forward pass"
+        apart += plain
+    if not apart:
+        raise CannotCheck("there is no earlier log-likelihood, and this engine does not show its model")
+    return _nats("weights", subject, max(apart), detail)
+
+
+CHECKS: tuple[Callable[[Subject], Check], ...] = (
+    scored_position,
+    cached_against_full,
+    batch_size,
+    padding,
+    shared_prefixes,
+    prompt_isolation,
+    restart,
+    negative_control,
+    end_token,
+    chat_template,
+)
+"""Every check but `weights`, which also needs to know what was found before."""
