@@ -15,6 +15,8 @@ from suites.miniature.world import (
     CAPITALS,
     INSTRUCTIONS,
     LETTERS,
+    MAX_ASKED,
+    MAX_FACTS,
     MAX_LETTERS,
     MAX_NUMBER,
     MAX_PAIRS,
@@ -51,14 +53,14 @@ def _size(rng: random.Random, low: int, high: int, level: float) -> int:
 def draft(rng: random.Random, world: World, task: str, level: float) -> Draft:
     """A training-size draft of a task; `level` in [0, 1] opens the sizes (curriculum)."""
     if task == "facts":
-        return draft_facts(rng, world, _size(rng, 1, 4, level))
+        return draft_facts(rng, world, _size(rng, 1, MAX_FACTS, level))
     if task == "choice":
         return draft_choice(rng, world)
     if task == "arith":
         return draft_arith(rng, world, _size(rng, 1, MAX_STEPS, level))
     if task == "recall":
         pairs = _size(rng, 1, MAX_PAIRS, level)
-        return draft_recall(rng, world, pairs, rng.randint(1, min(3, pairs)))
+        return draft_recall(rng, world, pairs, rng.randint(1, min(MAX_ASKED, pairs)))
     kind = rng.choice(INSTRUCTIONS)
     return draft_instruct(rng, world, kind, _size(rng, 2, MAX_LETTERS, level), _size(rng, 2, MAX_TIMES, level))
 

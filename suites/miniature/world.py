@@ -41,7 +41,8 @@ ATTRIBUTES = {
 }
 FUNCTION_WORDS = tuple(": ; , . ? + - = of give answer reverse uppercase repeat double times has".split())
 
-MAX_PAIRS, MAX_STEPS, MAX_LETTERS, MAX_TIMES = 8, 6, 7, 5
+MAX_FACTS, MAX_PAIRS, MAX_ASKED, MAX_STEPS, MAX_LETTERS, MAX_TIMES = 5, 12, 4, 8, 10, 7
+"""Largest sizes of the five kinds, in training and evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ class Item:
     """One evaluation item: `choices` are complete replies, `choices[gold]` the right one, `target` its short answer."""
 
     id: str
+    """Kind, size and number, such as `recall-12-0003`."""
     subject: str
+    """The entity asked about, whose items stand or fall together; empty where items share nothing."""
     question: str
     choices: tuple[str, ...]
     gold: int
@@ -67,6 +70,7 @@ class World:
 class Draft:
     """A question with its reply, short target and near misses, before choices are shuffled."""
 
+    kind: str
     subject: str
     question: str
     reply: str
@@ -128,7 +132,7 @@ def draft_facts(rng: random.Random, world: World, count: int) -> Draft:
 
     reply = render(values)
     question = f"{' '.join(asked)} of {name} ?"
-    return Draft(f"facts-{count}", question, reply, reply, _near_misses(rng, reply, [miss]))
+    return Draft(f"facts-{count}", name, question, reply, reply, _near_misses(rng, reply, [miss]))
 
 
 def draft_choice(rng: random.Random, world: World) -> Draft:
@@ -150,7 +154,7 @@ def draft_choice(rng: random.Random, world: World) -> Draft:
         return f"{options[at]} {letters[at]}"
 
     misses = _near_misses(rng, reply, [wrong_letter, wrong_value])
-    return Draft(f"choice-{attribute}", question, reply, letter, misses)
+    return Draft(f"choice-{attribute}", name, question, reply, letter, misses)
 
 
 def _written_out(numbers: list[int], signs: list[str], slip: tuple[int, int] | None = None) -> str | None:
@@ -193,14 +197,14 @@ def draft_arith(rng: random.Random, world: World, steps: int) -> Draft:
         return checked(_written_out([*numbers[:at], rng.choice(numbers), *numbers[at + 1 :]], signs))
 
     question = str(numbers[0]) + "".join(f" {s} {n}" for s, n in zip(signs, numbers[1:], strict=True)) + " = ?"
-    return Draft(f"arith-{steps}", question, reply, target, _near_misses(rng, reply, [slipped, misread, flipped]))
+    return Draft(f"arith-{steps}", "", question, reply, target, _near_misses(rng, reply, [slipped, misread, flipped]))
 
 
 def draft_recall(rng: random.Random, world: World, pairs: int, asked: int) -> Draft:
     """Three letters under each key, some keys asked. Near misses: another key's value, a wrong letter, a wrong order."""
     del world
     keys = rng.sample(OBJECTS, pairs)
-    letters = rng.sample(LETTERS, 3 * pairs)
+    letters = rng.sample(LETTERS + CAPITALS, 3 * pairs)
     values = {key: letters[3 * i : 3 * i + 3] for i, key in enumerate(keys)}
     wanted = rng.sample(keys, asked)
 
@@ -225,7 +229,7 @@ def draft_recall(rng: random.Random, world: World, pairs: int, asked: int) -> Dr
     listed = " , ".join(f"{key} {' '.join(values[key])}" for key in keys)
     question = f"{listed} ; give {' '.join(wanted)}"
     misses = _near_misses(rng, reply, [other_value, one_letter, order])
-    return Draft(f"recall-{pairs}", question, reply, reply, misses)
+    return Draft(f"recall-{pairs}", "", question, reply, reply, misses)
 
 
 def draft_instruct(rng: random.Random, world: World, kind: str, length: int, times: int) -> Draft:
@@ -256,7 +260,9 @@ def draft_instruct(rng: random.Random, world: World, kind: str, length: int, tim
         )
 
     reply = " ".join(words)
-    return Draft(f"instruct-{kind}", question, reply, reply, _near_misses(rng, reply, [neighbours, one_wrong, one_off]))
+    return Draft(
+        f"instruct-{kind}", "", question, reply, reply, _near_misses(rng, reply, [neighbours, one_wrong, one_off])
+    )
 
 
 INSTRUCTIONS = ("reverse", "uppercase", "repeat", "double")
@@ -265,15 +271,15 @@ INSTRUCTIONS = ("reverse", "uppercase", "repeat", "double")
 def draft_hard(rng: random.Random, world: World, task: str, number: int) -> Draft:
     """An evaluation-size draft: the upper sizes only, subjects in turn by `number`."""
     if task == "facts":
-        return draft_facts(rng, world, 2 + number % 3)
+        return draft_facts(rng, world, 3 + number % 3)
     if task == "choice":
         return draft_choice(rng, world)
     if task == "arith":
-        return draft_arith(rng, world, 3 + number % 4)
+        return draft_arith(rng, world, 5 + number % 4)
     if task == "recall":
-        return draft_recall(rng, world, (4, 6, 8)[number % 3], rng.randint(2, 3))
+        return draft_recall(rng, world, (8, 10, 12)[number % 3], rng.randint(3, MAX_ASKED))
     kind = INSTRUCTIONS[number % 4]
-    return draft_instruct(rng, world, kind, rng.randint(4, MAX_LETTERS), rng.randint(3, MAX_TIMES))
+    return draft_instruct(rng, world, kind, rng.randint(6, MAX_LETTERS), rng.randint(4, MAX_TIMES))
 
 
 def make_items(world: World, sizes: dict[str, int], seed: int = WORLD_SEED) -> dict[str, list[Item]]:
@@ -292,6 +298,6 @@ def make_items(world: World, sizes: dict[str, int], seed: int = WORLD_SEED) -> d
         for number, (made, gold) in enumerate(zip(drafts.values(), golds, strict=True)):
             choices = list(made.misses)
             choices.insert(gold, made.reply)
-            identity = f"{task}-{number:04d}"
+            identity = f"{made.kind}-{number:04d}"
             items[task].append(Item(identity, made.subject, made.question, tuple(choices), gold, made.target))
     return items

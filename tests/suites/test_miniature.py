@@ -159,7 +159,7 @@ def test_documents_use_known_words_and_open_with_the_curriculum() -> None:
         text = f"{document.question} {document.answer}".split()
         assert set(text) <= words
         sizes.append(len(text))
-    assert max(sizes) <= 80 and sum(sizes[:500]) * 1.5 < sum(sizes[-500:])
+    assert max(sizes) <= 100 and sum(sizes[:500]) * 1.5 < sum(sizes[-500:])
 
 
 def test_other_seeds_make_other_worlds() -> None:
