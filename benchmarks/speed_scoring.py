@@ -128,11 +128,11 @@ def _plies(asked: dict[str, Any]) -> tuple[Any, Any]:
     from perplexity_lies.engines.prefix_tree import computed_tokens
     from perplexity_lies.engines.scoring import TreeScorer
     from perplexity_lies.engines.torch import TorchEngine
+    from perplexity_lies.mirror import Mirror
     from perplexity_lies.progress import Reporter
     from perplexity_lies.protocols.base import Context
     from perplexity_lies.protocols.loglikelihood import EngineLM
     from perplexity_lies.store import Journal
-    from perplexity_lies.suite import Mirror
 
     engine = TorchEngine(resolve(asked["checkpoint"]), EngineOptions(device=asked["device"], dtype=asked["dtype"]))
     engine.threads = asked["threads"]

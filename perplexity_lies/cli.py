@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from perplexity_lies.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, PliesError, UsageError, from_table
+from perplexity_lies.store import run_key
 
 if TYPE_CHECKING:
     from perplexity_lies.comparison import Comparison
@@ -160,7 +161,8 @@ def suites(
     name: Annotated[str | None, typer.Argument(help="One suite, in full.")] = None, data: DataOption = None
 ) -> None:
     """List the suites, or show one: its tasks, protocol settings, and datasets."""
-    from perplexity_lies.suite import catalogue, load_suite, open_mirror
+    from perplexity_lies.mirror import open_mirror
+    from perplexity_lies.suite import catalogue, load_suite
 
     if name is None:
         for known in catalogue():
@@ -231,9 +233,11 @@ def distill(context: typer.Context) -> None:
 
 
 def _folder(out: Path, comparison: Comparison) -> Path:
-    """Where a comparison's files go: one folder for each pair and suite under `out`."""
+    """Where a comparison's files go: one folder under `out` for each pair, suite and limit."""
     pair = "-vs-".join(_word(name) for name in (comparison.teacher_name, comparison.student_name))
-    return out / f"{_word(comparison.suite_name)}-{pair}"
+    both = [comparison.provenance[side] for side in ("teacher", "student")]
+    key = run_key({"runs": [[run["checkpoint"]["digest"], run["suite"], run["settings"]] for run in both]})
+    return out / f"{_word(comparison.suite_name)}-{pair}-{key[:6]}"
 
 
 def _word(checkpoint: str) -> str:

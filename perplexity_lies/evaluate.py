@@ -15,18 +15,20 @@ from platform import python_version
 from typing import Any
 
 from perplexity_lies.checkpoint import Checkpoint, resolve
+from perplexity_lies.doctor import require
 from perplexity_lies.engines import engine_of, open_engine
 from perplexity_lies.engines.base import Engine, EngineOptions, ScoreResult
 from perplexity_lies.errors import MissingError, UsageError, nearest
 from perplexity_lies.guard import guard, nats_by_key, weights_unchanged
 from perplexity_lies.items import read_items
+from perplexity_lies.mirror import Mirror, open_mirror
 from perplexity_lies.progress import Reporter
 from perplexity_lies.protocols import runner
 from perplexity_lies.protocols.base import Context
 from perplexity_lies.protocols.hygiene import quarantine
 from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS
 from perplexity_lies.store import Journal, Run, start_run
-from perplexity_lies.suite import Mirror, Suite, load_suite, open_mirror
+from perplexity_lies.suite import Suite, load_suite
 
 VERSIONED = ("perplexity-lies", "torch", "transformers", "lm-eval", "evalscope", "datasets", "tokenizers")
 """Distributions whose versions a run depends on."""
@@ -65,6 +67,7 @@ def evaluate(
         raise UsageError(
             f"--limit {limit} asks for no items", found="a limit is a number of items of each task", mend="--limit 50"
         )
+    require("plies evaluate runs a checkpoint", "eval")
     wanted, mirror = load_suite(suite), open_mirror(data)
     datasets = {name: mirror.digest(name) for name in wanted.datasets}
     protocols = _protocols(protocol)

@@ -10,7 +10,6 @@ Unknown keys are refused with the nearest name. Knows nothing of engines; does n
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 from perplexity_lies.engines.base import Sampling
-from perplexity_lies.errors import MissingError, UsageError, nearest
+from perplexity_lies.errors import UsageError, nearest
 from perplexity_lies.items import read_items
 from perplexity_lies.store import canonical_json
 
@@ -122,72 +121,6 @@ class Suite:
         """Hub ids of the datasets that a mirror must hold."""
         wanted = [spec.dataset for task in self.tasks for spec in (task.loglikelihood, task.generation) if spec.dataset]
         return tuple(dict.fromkeys(wanted))
-
-
-@dataclass(frozen=True, slots=True)
-class Mirror:
-    """An offline copy of datasets in hub layout: DIR/<org>/<name>, and ALIASES.json (id -> folder) where one is there."""
-
-    path: Path | None
-
-    def folder(self, dataset: str) -> Path:
-        """Where `dataset` lies. Raises MissingError with the command that fetches it."""
-        fetch = f"hf download --repo-type dataset {dataset} --local-dir {self.path or 'DIR'}/{dataset}"
-        if self.path is None:
-            raise MissingError(
-                f"dataset {dataset} is needed, and no mirror was named", found="neither --data nor PLIES_DATA is set",
-                mend=[fetch, "then give --data DIR (plies never downloads datasets by itself)"],
-            )  # fmt: skip
-        for name in dict.fromkeys((dataset, self._aliases().get(dataset, dataset))):
-            if (self.path / name).is_dir():
-                return (self.path / name).resolve()
-        raise MissingError(f"dataset {dataset} is not in the mirror {self.path}", found=self._inside(), mend=fetch)
-
-    def digest(self, dataset: str) -> str:
-        """sha256 over the relative names and bytes of a dataset's files."""
-        folder, whole = self.folder(dataset), hashlib.sha256()
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            name = path.relative_to(folder)
-            if ".cache" in name.parts:  # what `hf download` keeps for itself
-                continue
-            whole.update(str(name).encode())
-            with path.open("rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())
-        return f"sha256:{whole.hexdigest()}"
-
-    def _aliases(self) -> dict[str, str]:
-        assert self.path is not None
-        table = self.path / "ALIASES.json"
-        if not table.exists():
-            return {}
-        try:
-            aliases = json.loads(table.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{table} is not JSON", found=str(error), mend="delete it or mend it") from error
-        if not isinstance(aliases, dict) or not all(isinstance(folder, str) for folder in aliases.values()):
-            raise UsageError(f"{table} is not a table", found="not text to text", mend='{"hub/id": "folder/in/mirror"}')
-        return aliases
-
-    def _inside(self) -> str:
-        assert self.path is not None
-        here = sorted(str(p.relative_to(self.path)) for p in self.path.glob("*/*") if p.is_dir())
-        return (
-            f"{len(here)} datasets there: {', '.join(here[:6])}{' ...' if len(here) > 6 else ''}"
-            if here
-            else "no datasets there"
-        )
-
-
-def open_mirror(path: Path | str | None) -> Mirror:
-    """The mirror at `path`, else at PLIES_DATA, else none. Raises MissingError when what is named is not a directory."""
-    path = path if path is not None else os.environ.get("PLIES_DATA") or None
-    if path is not None and not os.path.isdir(path):
-        raise MissingError(
-            f"the mirror {path} (--data or PLIES_DATA) is not a directory",
-            found="a file" if os.path.isfile(path) else "nothing there",
-            mend="--data DIR in hub layout: DIR/org/name",
-        )
-    return Mirror(Path(path) if path is not None else None)
 
 
 def catalogue() -> dict[str, Path]:

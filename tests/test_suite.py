@@ -12,7 +12,8 @@ import yaml
 
 from perplexity_lies.errors import MissingError, UsageError
 from perplexity_lies.items import read_items
-from perplexity_lies.suite import catalogue, load_suite, open_mirror
+from perplexity_lies.mirror import open_mirror
+from perplexity_lies.suite import catalogue, load_suite
 
 ITEM: dict[str, Any] = {"id": "a1", "question": "1 + 1 = ?", "choices": ["2", "3"], "gold": 0, "target": "2"}
 TASK: dict[str, Any] = {"name": "sums", "items": "items.jsonl", "extract": r"(\d+)", "max_new_tokens": 8}

@@ -70,7 +70,8 @@ def plan(inputs: Sequence[Input], *, batch_tokens: int, most_rows: int, forward_
     ordered = sorted(set(inputs), key=lambda i: (i.ids, i.shareable))
     common = [_common(a, b) for a, b in zip(ordered, ordered[1:], strict=False)]
     root = Node(ids=(), stop=0)
-    _grow(root, ordered, common, 0, len(ordered))
+    if ordered:
+        _grow(root, ordered, common, 0, len(ordered))
     _group(root, batch_tokens, most_rows, forward_tokens)
     return root
 

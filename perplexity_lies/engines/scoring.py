@@ -23,7 +23,7 @@ from perplexity_lies.engines.state import bytes_of, gather, rows_of, state_argum
 CHUNK_TOKENS = 2048
 """A longer stretch is run in chunks of this many tokens, to bound activations."""
 
-LOGITS_BYTES = 128 * 2**20
+LOGITS_BYTES = 64 * 2**20
 """Most bytes of fp32 logits of one batch."""
 
 

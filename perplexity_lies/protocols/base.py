@@ -16,10 +16,10 @@ import jinja2.sandbox
 
 from perplexity_lies.engines.base import Engine, Finished, Message
 from perplexity_lies.errors import CheckpointError, UsageError
+from perplexity_lies.mirror import Mirror
 from perplexity_lies.progress import Reporter
 from perplexity_lies.records import ItemRecord, sha256_text
 from perplexity_lies.store import Journal
-from perplexity_lies.suite import Mirror
 
 ITEM_NAME_CHARACTERS = 48
 """A longer item text is named by its hash."""
