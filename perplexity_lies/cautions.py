@@ -132,6 +132,23 @@ def _of_manifests(provenance: dict[str, Any]) -> Iterator[Caution]:
                 yield Caution(kind=section, task="", text=text)
 
 
+def _of_fragile(items: Sequence[PairedItem]) -> Iterator[Caution]:
+    """Items that the engine's own rounding could have turned."""
+    for side in SIDES:
+        cells = [
+            getattr(asked, side)
+            for item in items
+            for asked in (item.loglikelihood, item.generation)
+            if asked is not None
+        ]
+        fragile = sum(any(reply.fragile for reply in cell.replies) for cell in cells if cell is not None)
+        if fragile:
+            text = (
+                f"{fragile} answers of the {side} are fragile: a difference within its own rounding could change them"
+            )
+            yield Caution(kind="fragile", task="", text=text)
+
+
 def caution(
     rows: Sequence[TaskRow],
     overall: TaskRow | None,
@@ -140,7 +157,7 @@ def caution(
     provenance: dict[str, Any],
 ) -> list[Caution]:
     """All cautions: those of the whole comparison first, then task by task."""
-    found = [*_of_guard(provenance), *_of_manifests(provenance), *_of_seeds(items)]
+    found = [*_of_guard(provenance), *_of_manifests(provenance), *_of_seeds(items), *_of_fragile(items)]
     for row in rows:
         found += [*_of_row(row), *_of_unpaired([left for left in unpaired if left.task == row.task])]
     if overall and overall.hidden_gap and overall.hidden_gap.low is None:

@@ -207,6 +207,7 @@ def _reply(record: ItemRecord) -> Reply:
         text=record.text,
         finish_reason=record.finish_reason,
         completion_tokens=record.completion_tokens,
+        fragile=record.fragile,
         error=record.error,
     )
 

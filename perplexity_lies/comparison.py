@@ -121,6 +121,8 @@ class Reply:
     text: str = ""
     finish_reason: str = ""
     completion_tokens: int = 0
+    fragile: bool = False
+    """Whether the engine's own rounding could have changed the answer."""
     error: str = ""
 
 

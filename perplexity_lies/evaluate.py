@@ -24,7 +24,7 @@ from perplexity_lies.items import read_items
 from perplexity_lies.mirror import Mirror, open_mirror
 from perplexity_lies.progress import Reporter
 from perplexity_lies.protocols import runner
-from perplexity_lies.protocols.base import Context
+from perplexity_lies.protocols.base import Context, Rounding
 from perplexity_lies.protocols.hygiene import quarantine
 from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS
 from perplexity_lies.store import Journal, Run, start_run
@@ -131,7 +131,8 @@ def _ask(
             _guard_weights(run, engine, journal)
             with reporter.step(f"{checkpoint.name}: starting {protocol}"), quarantine(run.log_path(protocol)):
                 ask = runner(protocol)
-            context = Context(mirror, limit, journal, run.log_path(protocol), reporter)
+            rounding = Rounding(**run.manifest["rounding"])
+            context = Context(mirror, limit, journal, run.log_path(protocol), reporter, rounding)
             with quarantine(context.log):
                 records = ask(engine, suite, context)
         finally:
@@ -152,7 +153,11 @@ def _guard(run: Run, engine: Engine, suite: Suite) -> None:
         return
     own = [task.items.path for task in suite.tasks if task.items is not None][:GUARD_PROMPTS]
     found = guard(engine, prompts=[read_items(path)[0].question for path in own])
-    run.update(guard=found.describe(), fingerprint=[asdict(result) for result in found.fingerprint])
+    run.update(
+        guard=found.describe(),
+        fingerprint=[asdict(result) for result in found.fingerprint],
+        rounding={"nats": found.tolerance.nats, "margin": found.tolerance.margin},
+    )
 
 
 def _guard_weights(run: Run, engine: Engine, journal: Journal | None = None) -> None:

@@ -77,6 +77,8 @@ class ItemRecord:
     completion_tokens: int = 0
     truncated_prompt_tokens: int = 0
     """Tokens cut from the left of the prompt because it did not fit the context."""
+    fragile: bool = False
+    """Whether the engine's own rounding could have changed the choice ranked first, or a token of the reply."""
     extractor: str = ""
     """Library and version that read the answer, e.g. `evalscope@1.14.1`."""
     error: str = ""

@@ -116,6 +116,8 @@ class GenerateResult:
     truncated_tokens: int = 0
     beyond_context_tokens: int = 0
     """Tokens at positions beyond the checkpoint's stated context."""
+    smallest_margin: float | None = None
+    """Greedy: the least by which a token of the reply was ahead of the second best, in logits. None when unknown."""
     error: str = ""
     """Why the row could not be run; empty for a reply."""
     failed: bool = False
@@ -139,7 +141,7 @@ def nothing_finished(key: str) -> bool:
 
 
 class Engine(abc.ABC):
-    """A loaded checkpoint. `tokenizer` is a transformers tokenizer.
+    """A loaded checkpoint. `tokenizer` is a transformers tokenizer; None where a server's is not known.
 
     Batches are planned over *all* requests, and a batch of which any result is missing is run whole: what is computed
     does not depend on where an earlier run was killed, to the last bit.

@@ -28,6 +28,7 @@ class Row:
     """Tokens so far, the end token included."""
     finish_reason: FinishReason | None = None
     generator: torch.Generator | None = None
+    smallest_margin: float | None = None
 
     def refused(self, why: str) -> GenerateResult:
         """The result of a row that could not be run."""
@@ -54,8 +55,15 @@ def next_token(logits: torch.Tensor, sampling: Sampling, generator: torch.Genera
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """The next token of each row off `logits` [rows, vocabulary], by the row's own sampling."""
+    """The next token of each row off `logits` [rows, vocabulary], by the row's own sampling.
+
+    A greedy row remembers its narrowest choice.
+    """
     greedy: list[int] = logits.argmax(-1).tolist()
+    best, second = logits.topk(min(2, logits.shape[-1])).values.float().T[[0, -1]]
+    for row, margin in zip(rows, (best - second).tolist(), strict=True):
+        if row.request.sampling.temperature <= 0 and row.finish_reason is None:
+            row.smallest_margin = margin if row.smallest_margin is None else min(margin, row.smallest_margin)
     return [
         greedy[i]
         if row.request.sampling.temperature <= 0
@@ -102,5 +110,6 @@ def result_of(row: Row, tokenizer: Any, context_tokens: int) -> GenerateResult:
         prompt_tokens=len(row.prompt_ids),
         completion_tokens=len(row.ids),
         truncated_tokens=row.truncated_tokens,
+        smallest_margin=row.smallest_margin,
         beyond_context_tokens=max(0, len(row.prompt_ids) + len(row.ids) - context_tokens),
     )

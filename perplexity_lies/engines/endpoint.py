@@ -25,7 +25,7 @@ import transformers
 
 from perplexity_lies.checkpoint import Checkpoint
 from perplexity_lies.engines import tokens
-from perplexity_lies.engines.ability import PROBE, find_ability
+from perplexity_lies.engines.ability import NO_TOKENIZER, PROBE, find_ability
 from perplexity_lies.engines.base import (
     Engine,
     EngineOptions,
@@ -75,7 +75,6 @@ class EndpointEngine(Engine):
         few = replace(self.patience, attempts=min(PROBE_ATTEMPTS, self.patience.attempts))
         with contextlib.closing(self._connect(few)) as server:
             self.ability = find_ability(server, self.served.model, self.tokenizer)
-        self.server = self._connect(self.patience)
 
     def _connect(self, patience: Patience) -> Server:
         return Server(self.served.url, patience, connections=self.options.slots)
@@ -104,7 +103,7 @@ class EndpointEngine(Engine):
 
     @property
     def has_chat_template(self) -> bool:
-        return self.takes_messages or tokens.has_chat_template(self.tokenizer)
+        return not self.takes_messages and tokens.has_chat_template(self.tokenizer)
 
     @property
     def takes_messages(self) -> bool:
@@ -115,6 +114,9 @@ class EndpointEngine(Engine):
         return self.ability.why_no_score
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Raises MissingError where the tokenizer is not known."""
+        if self.tokenizer is None:
+            raise MissingError(f"{self.served.model} at {self.served.url} cannot be given tokens", found=NO_TOKENIZER)
         return tokens.encode(self.tokenizer, text, add_special_tokens)
 
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -220,13 +222,14 @@ class EndpointEngine(Engine):
     def _ask_all(self, requests: Sequence[Any], job_of: Callable[[Any], Job]) -> Iterator[list[Any]]:
         """Results as they come, at most `slots` requests on their way."""
         waiting = iter({request.key: request for request in requests}.values())
+        server = self._connect(self.patience)
         pool = ThreadPoolExecutor(self.options.slots, thread_name_prefix="plies-endpoint")
         running: set[Future[Result]] = set()
         held: list[Result] = []
         try:
             while True:
                 while len(running) < self.options.slots and (request := next(waiting, None)) is not None:
-                    running.add(pool.submit(self._answer, job_of(request)))
+                    running.add(pool.submit(self._answer, server, job_of(request)))
                 if not running:
                     break
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -234,24 +237,22 @@ class EndpointEngine(Engine):
                 held += [result for result in results if result.failed]
                 answered = [result for result in results if not result.failed]
                 if held and not answered and len(held) >= HELD_FAILURES:
-                    self._check_alive(held)
+                    self._check_alive(server, held)
                     answered, held = held, []
                 elif answered:
                     answered, held = answered + held, []
                 if answered:
                     yield answered
             if held:
-                self._check_alive(held)
+                self._check_alive(server, held)
                 yield held
         finally:
-            if running:  # given up half-way: nobody waits for what is still on its way
-                self.server.close()
-                self.server = self._connect(self.patience)
+            server.close()  # first: given up half-way, nobody waits for what is still on its way
             pool.shutdown(cancel_futures=True)
 
-    def _answer(self, job: Job) -> Result:
+    def _answer(self, server: Server, job: Job) -> Result:
         try:
-            return self.server.ask(job.path, job.body, job.read, job.key)
+            return server.ask(job.path, job.body, job.read, job.key)
         except Failed as error:
             return job.lost(str(error), True)
         except Refused as error:
@@ -259,7 +260,7 @@ class EndpointEngine(Engine):
                 raise locked_out(self.served.url, error) from error
             return job.lost(str(error), False)
 
-    def _check_alive(self, held: Sequence[Result]) -> None:
+    def _check_alive(self, server: Server, held: Sequence[Result]) -> None:
         """Raise MissingError unless the server still answers the simplest request."""
         body: dict[str, Any] = {"model": self.served.model, "max_tokens": 1, "temperature": 0}
         if self.takes_messages:
@@ -267,7 +268,7 @@ class EndpointEngine(Engine):
         else:
             path, body["prompt"] = "/completions", self.prompt_of(self.encode(PROBE, False))
         try:
-            self.server.ask(path, body, an_object)
+            server.ask(path, body, an_object)
         except (Failed, Refused) as error:
             raise MissingError(
                 f"{self.served.url} no longer answers",

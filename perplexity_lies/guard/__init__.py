@@ -49,6 +49,8 @@ class Guarded:
     checks: tuple[Check, ...]
     fingerprint: tuple[ScoreResult, ...]
     """Log-likelihoods of fixed texts under these weights; none of an engine that cannot score."""
+    tolerance: Tolerance
+    """What rounding may do in this engine's dtype."""
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -120,4 +122,4 @@ def guard(engine: Engine, *, full: bool = False, prompts: Sequence[str] = ()) ->
         except (CannotCheck, PliesError) as why:
             checks.append(_unchecked(check.__name__.replace("_", " "), why))
     checks.append(weights_unchanged(engine, [nats_by_key(loaded)]))
-    return Guarded(checks=tuple(checks), fingerprint=loaded)
+    return Guarded(checks=tuple(checks), fingerprint=loaded, tolerance=subject.tolerance)

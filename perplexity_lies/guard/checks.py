@@ -300,9 +300,9 @@ def end_token(subject: Subject) -> Check:
 
 def _end_token_by_score(subject: Subject) -> Check:
     """Without the model: wherever log-likelihood finds the end token greedy, the reply must have ended, and only there."""
-    end_id = subject.engine.tokenizer.eos_token_id
+    end_id = getattr(subject.engine.tokenizer, "eos_token_id", None)
     if end_id is None:
-        raise CannotCheck("the tokenizer states no end token")
+        raise CannotCheck("no tokenizer here states an end token")
     met: list[bool] = []
     for probe in [subject.probe(text) for text in subject.texts]:
         reply = subject.reply_alone(probe.request(END_REPLY_TOKENS))

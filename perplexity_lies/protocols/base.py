@@ -28,6 +28,16 @@ _TEMPLATES = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefine
 
 
 @dataclass(frozen=True, slots=True)
+class Rounding:
+    """What the engine's rounding may do, as the artifact guard took it for this run."""
+
+    nats: float = 1e-4
+    """To a continuation's log-likelihood."""
+    margin: float = 1e-3
+    """To the distance between two logits."""
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What a protocol runs in."""
 
@@ -37,6 +47,7 @@ class Context:
     journal: Journal
     log: Path
     reporter: Reporter
+    rounding: Rounding = Rounding()
 
 
 class Keyed(Protocol):

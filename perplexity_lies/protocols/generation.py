@@ -53,6 +53,11 @@ class EngineAPI(ModelAPI):
         self.unforeseen = 0
         """Calls that the loader's samples did not foretell."""
 
+    @property
+    def rounding_margin(self) -> float:
+        """Logits between the two best tokens below which rounding may choose."""
+        return self._context.rounding.margin
+
     def request(self, messages: Sequence[Message]) -> GenerateRequest:
         """The engine's request for a chat. The seed hangs on the chat itself, not on when it is asked."""
         prompt, settings = render(self._engine, messages), self._spec.generation
@@ -267,6 +272,7 @@ def _record(asked: Asked, review: dict[str, Any] | None, api: EngineAPI, task: T
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,
         truncated_prompt_tokens=reply.truncated_tokens,
+        fragile=reply.smallest_margin is not None and reply.smallest_margin <= api.rounding_margin,
         extractor=f"evalscope@{version('evalscope')}",
         error=error,
     )

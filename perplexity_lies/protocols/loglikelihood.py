@@ -285,6 +285,7 @@ def _record(sample: dict[str, Any], task: Any, spec: TaskSpec, lm: EngineLM) -> 
         choice_loglikelihoods_nats=tuple(loglikelihoods),
         choice_is_greedy=() if error else tuple(bool(answer[1]) for answer in answers)[: len(choices)],
         gold_index=gold,
+        fragile=is_fragile(loglikelihoods, choices, settings.metric, lm.context.rounding.nats),
         prompt_tokens=max(lm.tokens[pair][0] for pair in pairs),
         truncated_prompt_tokens=max(lm.tokens[pair][1] for pair in pairs),
         extractor=f"lm-eval@{version('lm-eval')}",
@@ -300,11 +301,25 @@ def _gold_index(task: Any, doc: dict[str, Any]) -> int:
     return int(gold) if isinstance(gold, int) else list(task.doc_to_choice(doc)).index(gold)
 
 
+def _norms(choices: Sequence[str], metric: str) -> list[int]:
+    """What lm-eval divides a choice's log-likelihood by: nothing, or its characters."""
+    return [max(1, len(choice)) if metric == "acc_norm" else 1 for choice in choices]
+
+
 def _ranked_first(loglikelihoods: Sequence[float], choices: Sequence[str], metric: str) -> int:
     """lm-eval's argmax: of the sum, or of the sum by characters of the choice; the first of equals."""
-    norms = [len(choice) if metric == "acc_norm" else 1 for choice in choices]
-    values = [value / max(1, norm) for value, norm in zip(loglikelihoods, norms, strict=True)]
+    values = [nats / norm for nats, norm in zip(loglikelihoods, _norms(choices, metric), strict=True)]
     return values.index(max(values))
+
+
+def is_fragile(loglikelihoods: Sequence[float], choices: Sequence[str], metric: str, rounding_nats: float) -> bool:
+    """Whether moving each log-likelihood by no more than `rounding_nats` could rank another choice first."""
+    if len(loglikelihoods) < 2:
+        return False
+    norms = _norms(choices, metric)
+    first = _ranked_first(loglikelihoods, choices, metric)
+    least = (loglikelihoods[first] - rounding_nats) / norms[first]
+    return any((loglikelihoods[i] + rounding_nats) / norms[i] > least for i in range(len(choices)) if i != first)
 
 
 def _common_prefix(texts: Sequence[str]) -> str:
