@@ -44,6 +44,7 @@ PURPOSES = {
     "tokenizers": "tokenizers",
     "safetensors": "weights",
     "huggingface_hub": "checkpoints named ORG/NAME",
+    "httpx": "checkpoints behind an address",
     "lm-eval": "the log-likelihood protocol",
     "evalscope": "the generation protocol",
     "datasets": "benchmark items",

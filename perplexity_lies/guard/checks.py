@@ -344,6 +344,8 @@ def _first_end(subject: Subject, whole: tuple[int, ...], prompt_tokens: int, end
 def chat_template(subject: Subject) -> Check:
     """The template stands around a message once, one BOS at its head, and the engine adds nothing to it."""
     engine, text = subject.engine, subject.texts[0]
+    if engine.tokenizer is None:
+        raise CannotCheck("chats are rendered where the weights are")
     rendered = engine.render_chat([user(text)])
     before, found, _ = rendered.partition(text)
     faults = [] if found else ["the message is not in its rendering"]
