@@ -269,7 +269,8 @@ def _without_paths(value: Any) -> Any:
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    kept: dict[str, Any] = _without_paths({k: v for k, v in run.manifest.items() if k not in ("timings", "complete")})
+    left_out = ("timings", "complete", "fingerprint")
+    kept: dict[str, Any] = _without_paths({k: v for k, v in run.manifest.items() if k not in left_out})
     return kept
 
 

@@ -25,7 +25,6 @@ from typing import Any
 from perplexity_lies.engines.base import Engine, ScoreResult
 from perplexity_lies.errors import PliesError
 from perplexity_lies.guard.checks import CHECKS, fingerprint, weights
-from perplexity_lies.guard.reference import Reference
 from perplexity_lies.guard.subject import TEXTS, CannotCheck, Check, Subject, Tolerance
 
 __all__ = ["Check", "Guarded", "guard", "nats_by_key", "weights_unchanged"]
@@ -79,6 +78,8 @@ def _subject(engine: Engine, *, full: bool, prompts: Sequence[str] = ()) -> Subj
     settings = engine.settings
     if settings.get("engine") != "torch":
         return Subject(engine, None, UNSEEN, full=full, prompts=prompts)
+    from perplexity_lies.guard.reference import Reference  # torch, which an engine of another kind may lack
+
     model: Any = vars(engine)["model"]
     reference = Reference(model, engine.tokenizer, settings["threads"])
     tolerance = _tolerance(settings["dtype"], reference.rounding(engine.encode(TEXTS[0])))

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from perplexity_lies.engines.base import GenerateRequest, GenerateResult, ScoreRequest
-from perplexity_lies.guard.reference import apart_nats
+from perplexity_lies.guard.ends import end_token
 from perplexity_lies.guard.subject import (
     CONTINUATION_TOKENS,
-    REPLY_TOKENS,
-    SHORT_PROBES,
+    UNREADABLE,
     CannotCheck,
     Check,
     Probe,
@@ -22,15 +21,9 @@ from perplexity_lies.guard.subject import (
     user,
 )
 
-END_REPLY_TOKENS = 32
-"""Tokens within which an end token is waited for, of an engine that does not show its model."""
 FINGERPRINT_TOKENS = 32
-MOST_END_IDS = 3
-"""End tokens that are tried, of a checkpoint that states many."""
 PADDED_TOKENS = (CONTINUATION_TOKENS + 1, 256, 20)
 """Longest rows of a batch of unequal lengths: the first so short that what is put before it would not be forgotten."""
-UNREADABLE = "\ufffd"
-"""What a tokenizer writes for bytes that are no text."""
 
 
 def _said(result: GenerateResult) -> tuple[str, str, int]:
@@ -75,10 +68,6 @@ def _nats(name: str, subject: Subject, worst: float, detail: str, *, also: bool 
     return Check(name=name, passed=worst <= bar and also, measured=worst, tolerance=bar, detail=detail)
 
 
-def _count(name: str, wrong: int, most: float, detail: str) -> Check:
-    return Check(name=name, passed=wrong <= most, measured=float(wrong), tolerance=most, detail=detail)
-
-
 def batch_size(subject: Subject) -> Check:
     """Rows of one length, together and alone: a row does not see its neighbours."""
     rows = [subject.encoded(text) for text in subject.texts]
@@ -109,7 +98,7 @@ def padding(subject: Subject) -> Check:
     if subject.reference is not None:
         together = subject.reference.logits(rows)
         alone = [subject.reference.logits([row])[0] for row in rows]
-        padded = max(nats for a, b in zip(alone, together, strict=True) for nats in apart_nats(a, b))
+        padded = max(nats for a, b in zip(alone, together, strict=True) for nats in subject.reference.apart_nats(a, b))
         detail += f"; a plain forward pass padded on the right: up to {padded:.2g} nats"
         worst = max(worst, padded)
     return _nats("padding", subject, worst, detail, also=_within(subject, differing, len(probes)))
@@ -139,7 +128,7 @@ def prompt_isolation(subject: Subject) -> Check:
         strange = sum(a != b for a, b in zip(alone, expected, strict=True))
         differing, asked = differing + strange, asked + len(probes)
         detail += f", {strange} from a full forward pass"
-    return _count("prompt isolation", differing, subject.tolerance.replies * asked, detail)
+    return Check.counted("prompt isolation", differing, subject.tolerance.replies * asked, detail)
 
 
 def cached_against_full(subject: Subject) -> Check:
@@ -151,7 +140,7 @@ def cached_against_full(subject: Subject) -> Check:
         ids = subject.encoded(text)
         half = (len(ids) + 1) // 2
         stepwise = subject.reference.logits_token_by_token(ids, half)
-        apart += apart_nats(subject.reference.logits([ids])[0][half:], stepwise[half:])
+        apart += subject.reference.apart_nats(subject.reference.logits([ids])[0][half:], stepwise[half:])
     tolerance = subject.tolerance
     worst = median(apart) if tolerance.cached_median else max(apart)
     probes = _sure([subject.probe(text) for text in subject.texts], 1)
@@ -212,7 +201,7 @@ def restart(subject: Subject) -> Check:
     if not asked:
         raise CannotCheck("no reply's text reads back as the tokens that it was made of")
     detail = f"{asked} replies cut in the middle and begun again: {differing} go on otherwise"
-    return _count("restart", differing, subject.tolerance.replies * asked, detail)
+    return Check.counted("restart", differing, subject.tolerance.replies * asked, detail)
 
 
 def _bare(text: str) -> str:
@@ -256,7 +245,7 @@ def negative_control(subject: Subject) -> Check:
     detail = (
         f"{told} continuations, {cases[True]} of them greedy by log-likelihood: generation says otherwise of {disagree}"
     )
-    return _count("negative control", disagree, subject.tolerance.replies * said_greedy, detail)
+    return Check.counted("negative control", disagree, subject.tolerance.replies * said_greedy, detail)
 
 
 def _pair(request: ScoreRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -277,68 +266,6 @@ def _continuations(subject: Subject, probe: Probe) -> list[tuple[int, ...]]:
     true = [ids[:n] for n in lengths]
     others = [token for token in probe.ids[::-1] if subject.decode([token]).strip()]
     return true + [(*greedy[:-1], other) for greedy in true for other in [t for t in others if t != greedy[-1]][:1]]
-
-
-def end_token(subject: Subject) -> Check:
-    """A reply ends at the first end token that is its greedy one, at the first place and later."""
-    if subject.reference is None or not subject.reference.can_nudge:
-        return _end_token_by_score(subject)
-    if not subject.reference.end_ids:
-        raise CannotCheck("the checkpoint states no end token")
-    probes = [subject.probe(text) for text in subject.texts[:SHORT_PROBES]]
-    requests = [probe.request(REPLY_TOKENS) for probe in probes]
-    asked = missed = 0
-    for end_id in sorted(subject.reference.end_ids)[:MOST_END_IDS]:
-        for from_call in (0, 2):
-            with subject.reference.nudged(end_id, from_call):
-                replies = [subject.reply([request])[0] for request in requests]
-            asked += len(replies)
-            missed += sum(r.finish_reason != "stop" or r.completion_tokens > from_call + 1 for r in replies)
-    detail = f"{asked} replies whose next token was made an end token: {missed} went on"
-    return _count("end token", missed, 0, detail)
-
-
-def _end_token_by_score(subject: Subject) -> Check:
-    """Without the model: wherever log-likelihood finds the end token greedy, the reply must have ended, and only there."""
-    end_id = getattr(subject.engine.tokenizer, "eos_token_id", None)
-    if end_id is None:
-        raise CannotCheck("no tokenizer here states an end token")
-    met: list[bool] = []
-    for probe in [subject.probe(text) for text in subject.texts]:
-        reply = subject.reply_alone(probe.request(END_REPLY_TOKENS))
-        whole = subject.encode(probe.prompt + reply.text, probe.add_special_tokens)
-        if probe.max_prompt_tokens or whole[: len(probe.ids)] != probe.ids or UNREADABLE in reply.text:
-            continue
-        said = reply.completion_tokens - (reply.finish_reason == "stop")
-        end = _first_end(subject, whole, len(probe.ids), end_id)
-        if end is not None:
-            met.append(end == said and (reply.finish_reason == "stop" or end == END_REPLY_TOKENS))
-    if not met:
-        raise CannotCheck(f"this engine does not show its model, and no reply ends within {END_REPLY_TOKENS} tokens")
-    wrong = met.count(False)
-    detail = f"{len(met)} replies come to an end token: {wrong} do not end where log-likelihood finds it greedy"
-    return _count("end token", wrong, subject.tolerance.replies * len(met), detail)
-
-
-def _first_end(subject: Subject, whole: tuple[int, ...], prompt_tokens: int, end_id: int) -> int | None:
-    """After how many tokens of a reply the end token is greedy by log-likelihood.
-
-    None where it never is, or where the tokens of the text cannot be those of the reply: one of them is not greedy, since
-    another, special one, which no text shows, stood before it.
-    """
-    ends = [
-        ScoreRequest(context_ids=whole[:at], continuation_ids=(end_id,)) for at in range(prompt_tokens, len(whole) + 1)
-    ]
-    goes_on = [
-        ScoreRequest(context_ids=whole[:at], continuation_ids=(whole[at],)) for at in range(prompt_tokens, len(whole))
-    ]
-    found = subject.score([*ends, *goes_on])
-    for at, end in enumerate(found[: len(ends)]):
-        if end.is_greedy:
-            return at
-        if at < len(goes_on) and not found[len(ends) + at].is_greedy:
-            return None
-    return None
 
 
 def chat_template(subject: Subject) -> Check:
@@ -365,7 +292,9 @@ def chat_template(subject: Subject) -> Check:
     if fed != len(probe.ids):
         faults.append(f"the engine read {fed} tokens of a prompt of {len(probe.ids)}")
     kind = "chat template" if engine.has_chat_template else "plain rendering (the checkpoint has no chat template)"
-    return _count("chat template", len(faults), 0, f"{kind}: {'; '.join(faults) or 'applied once, nothing doubled'}")
+    return Check.counted(
+        "chat template", len(faults), 0, f"{kind}: {'; '.join(faults) or 'applied once, nothing doubled'}"
+    )
 
 
 def _times_over(text: str) -> int:

@@ -105,6 +105,20 @@ class Reference:
                 parts.append(output.logits[0].float().cpu())
         return torch.cat(parts)
 
+    @staticmethod
+    def apart_nats(one: torch.Tensor, other: torch.Tensor) -> list[float]:
+        """For each position of two logits [time, vocabulary], the largest difference of log-probabilities among the `LIKELY`
+        tokens that either holds likeliest.
+
+        Log-probabilities, so that a constant added to all logits counts for nothing; the likeliest, since the rounding of a
+        logit far down is large and moves nothing.
+        """
+        mine, theirs = one.double().log_softmax(-1), other.double().log_softmax(-1)
+        likely = min(LIKELY, mine.shape[-1])
+        either = torch.cat([mine.topk(likely).indices, theirs.topk(likely).indices], dim=-1)
+        found: list[float] = (mine - theirs).gather(-1, either).abs().amax(-1).tolist()
+        return found
+
     @contextlib.contextmanager
     def nudged(self, end_id: int, from_call: int) -> Iterator[None]:
         """Let `end_id` be the greedy token from the `from_call`-th projection on the vocabulary (counted from 0)."""
@@ -129,20 +143,6 @@ class Reference:
     def can_nudge(self) -> bool:
         """Whether the model shows the layer that projects on the vocabulary."""
         return self.model.get_output_embeddings() is not None
-
-
-def apart_nats(one: torch.Tensor, other: torch.Tensor) -> list[float]:
-    """For each position of two logits [time, vocabulary], the largest difference of log-probabilities among the `LIKELY`
-    tokens that either holds likeliest.
-
-    Log-probabilities, so that a constant added to all logits counts for nothing; the likeliest, since the rounding of a
-    logit far down is large and moves nothing.
-    """
-    mine, theirs = one.double().log_softmax(-1), other.double().log_softmax(-1)
-    likely = min(LIKELY, mine.shape[-1])
-    either = torch.cat([mine.topk(likely).indices, theirs.topk(likely).indices], dim=-1)
-    found: list[float] = (mine - theirs).gather(-1, either).abs().amax(-1).tolist()
-    return found
 
 
 def stated_end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message, ScoreRequest, ScoreResult
-from perplexity_lies.guard.reference import Greedy, Reference
+
+if TYPE_CHECKING:
+    from perplexity_lies.guard.reference import Greedy, Reference
 
 REPLY_TOKENS = 6
 """Longest reply to a probe."""
@@ -38,8 +40,13 @@ ITEMS = ("tin", "iron", "glass", "copper")
 """Short, so that what follows a fork is soon read; of four lengths, so that each is a fork of its own."""
 OWN_TOKENS, OWN_HEADER_TOKENS = 12, 24
 """Length of texts made up for a tokenizer that cannot read the above, and of the beginning that some share."""
+MANIFEST_DECIMALS = 6
+"""As every number of a comparison is rounded."""
 SHORT_PROBES = 3
 """Of each kind in the short form; the full form takes all."""
+
+UNREADABLE = "\ufffd"
+"""What a tokenizer writes for bytes that are no text."""
 
 
 class CannotCheck(Exception):
@@ -74,9 +81,16 @@ class Check:
     detail: str
     """A plain sentence."""
 
+    @classmethod
+    def counted(cls, name: str, wrong: int, most: float, detail: str) -> Check:
+        """A check that counts what went wrong, and passes up to `most`."""
+        return cls(name=name, passed=wrong <= most, measured=float(wrong), tolerance=most, detail=detail)
+
     def describe(self) -> dict[str, dict[str, Any]]:
         """For the manifest: name -> the rest."""
         facts = asdict(self)
+        for name in ("measured", "tolerance"):
+            facts[name] = None if facts[name] is None else round(facts[name], MANIFEST_DECIMALS)
         return {facts.pop("name"): facts}
 
 
