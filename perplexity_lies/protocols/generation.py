@@ -24,6 +24,7 @@ from evalscope import TaskConfig, run_task
 from evalscope.api.benchmark import BenchmarkMeta, DefaultDataAdapter
 from evalscope.api.dataset import DatasetDict, MemoryDataset, Sample
 from evalscope.api.messages import ChatMessage, ChatMessageAssistant
+from evalscope.api.metric import Score
 from evalscope.api.model import ChatCompletionChoice, GenerateConfig, ModelAPI, ModelOutput, ModelUsage
 from evalscope.api.registry import get_benchmark, register_benchmark
 from evalscope.constants import HubType
@@ -35,6 +36,8 @@ from perplexity_lies.protocols.base import Context, answer_all, fill, item_name,
 from perplexity_lies.records import GENERATION, ItemRecord, Status, sha256_text
 from perplexity_lies.store import canonical_json
 from perplexity_lies.suite import Suite, TaskSpec
+
+EXACT_MATCH = "exact_match"
 
 ITEMS_BENCHMARK = "plies_items"
 """Our own benchmark: items beside a suite, judged by an exact match of what a regex extracts."""
@@ -314,7 +317,7 @@ def loops(text: str) -> bool:
         pretty_name="items beside a plies suite",
         description="Items asked as they stand, judged by an exact match of what a regex extracts.",
         dataset_id="",
-        metric_list=["exact_match"],
+        metric_list=[EXACT_MATCH],
         few_shot_num=0,
         eval_split="test",
         prompt_template="{question}",
@@ -341,3 +344,13 @@ class ItemsAdapter(DefaultDataAdapter):
     def extract_answer(self, prediction: str, task_state: Any) -> str:
         found = re.findall(self.extra_params["extract"], prediction)
         return found[-1].strip() if found else ""
+
+    def match_score(self, original_prediction: str, filtered_prediction: str, reference: str, task_state: Any) -> Score:
+        """To the letter: evalscope's own `exact_match` does not see case, in which two answers may differ."""
+        value = {EXACT_MATCH: float(filtered_prediction == reference)}
+        return Score(
+            value=value,
+            main_score_name=EXACT_MATCH,
+            extracted_prediction=filtered_prediction,
+            prediction=original_prediction,
+        )
