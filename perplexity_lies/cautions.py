@@ -143,9 +143,7 @@ def _of_fragile(items: Sequence[PairedItem]) -> Iterator[Caution]:
         ]
         fragile = sum(any(reply.fragile for reply in cell.replies) for cell in cells if cell is not None)
         if fragile:
-            text = (
-                f"{fragile} answers of the {side} are fragile: a difference within its own rounding could change them"
-            )
+            text = f"fragile answers of the {side}, which its own rounding could change: {fragile}"
             yield Caution(kind="fragile", task="", text=text)
 
 

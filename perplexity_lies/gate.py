@@ -83,6 +83,8 @@ def _said(row: GateRow) -> str:
 def decide(comparison: Comparison, margin_pp: float) -> Verdict:
     """Judge the generation gap of `comparison` against a margin in percentage points.
 
+    Inconclusive, whatever the gap, where the artifact guard failed.
+
     Raises UsageError where the margin is not in (0, 100], or no task is paired under both protocols.
     """
     if not 0 < margin_pp <= 100:
@@ -93,6 +95,11 @@ def decide(comparison: Comparison, margin_pp: float) -> Verdict:
             found="no task has items paired under both protocols",
             mend="plies compare TEACHER STUDENT with a suite that has generation tasks",
         )
+    if comparison.guard_failures:
+        named = "; ".join(f"{failure.side}: {failure.check}" for failure in comparison.guard_failures)
+        judged = tuple(found for row in comparison.rows if (found := _gate_row(row, margin_pp)))
+        reason = f"the artifact guard failed ({named}), so the gaps may be the engine's doing"
+        return Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason, margin_pp=margin_pp, rows=judged)
     *tasks, overall = (found for row in comparison.rows if (found := _gate_row(row, margin_pp)))
     worse = [row for row in tasks if row.outcome is Outcome.REGRESS]
     if overall.outcome is Outcome.REGRESS:

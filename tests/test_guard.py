@@ -35,6 +35,7 @@ from perplexity_lies.engines.base import (
 from perplexity_lies.engines.torch import TorchEngine
 from perplexity_lies.errors import MissingError
 from perplexity_lies.evaluate import evaluate
+from perplexity_lies.gate import Outcome, decide
 from perplexity_lies.guard import Guarded, guard, nats_by_key, weights_unchanged
 from reports import html, terminal
 
@@ -454,6 +455,9 @@ def test_a_failed_guard_flags_the_comparison(
     first = broken.cautions[: len(broken.guard_failures)]
     assert {caution.kind for caution in first} == {"guard"} and "shared prefixes" in " ".join(c.text for c in first)
     assert "not a finding" in broken.headline() and "pp" not in broken.headline()
+    verdict = decide(broken, 100)
+    assert verdict.outcome is Outcome.INCONCLUSIVE and "student: shared prefixes" in verdict.reason
+    assert "guard" not in decide(sound, 100).reason
     assert "the guard failed" in printed(broken).lower() and "student: shared prefixes" in printed(broken)
     page = html.render(load_comparison(broken.write(tmp_path / "comparison.json")))
     assert 'id="guard"' in page and "from scored alone" in page

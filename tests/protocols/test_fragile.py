@@ -16,7 +16,9 @@ def turns(nats: list[float], choices: list[str], metric: str, by: float) -> bool
         ranked = [value / norm for value, norm in zip(values, norms, strict=True)]
         return ranked.index(max(ranked))
 
-    moved = ([n + s * by for n, s in zip(nats, signs, strict=True)] for signs in itertools.product((-1, 1), repeat=len(nats)))
+    moved = (
+        [n + s * by for n, s in zip(nats, signs, strict=True)] for signs in itertools.product((-1, 1), repeat=len(nats))
+    )
     return any(first(values) != first(nats) for values in moved)
 
 
