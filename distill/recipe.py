@@ -113,6 +113,8 @@ class Recipe:
     student: StudentConfig
     streams: dict[str, Mixture]
     stages: tuple[StageConfig, ...]
+    history: str = ""
+    """What a reader of the cards should know of how the recipe came about."""
 
     def __post_init__(self) -> None:
         for stage in self.stages:
