@@ -188,13 +188,19 @@ class Handler(BaseHTTPRequestHandler):
         }
 
 
+class Listener(ThreadingHTTPServer):
+    """With room for as many callers as the engine has slots."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 @contextlib.contextmanager
 def serving(engine: Engine, **settings: Any) -> Iterator[Service]:
     """A running server on a free port of this machine."""
     service = Service(engine, **settings)
     handler = type("Bound", (Handler,), {"service": service})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = Listener(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     service.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
