@@ -72,8 +72,15 @@ def check_can_fork(state: Any) -> None:
 def gather(state: Cache, rows: Sequence[int]) -> Cache:
     """A new state whose row i is row `rows[i]` of `state`; nothing written to one is seen in the other."""
     index = torch.tensor(list(rows), device=next(tensors_of(state)).device)
+    one_row = rows_of(state) == 1
+
+    def pick(layer: Any) -> Any:
+        if one_row and type(layer) in GROWING:  # it grows by concatenation: a view is never written to
+            return rebuild(layer, lambda tensor: tensor.expand(len(index), *tensor.shape[1:]))
+        return rebuild(layer, lambda tensor: tensor.index_select(0, index))
+
     picked = copy.copy(state)
-    picked.layers = [rebuild(layer, lambda tensor: tensor.index_select(0, index)) for layer in state.layers]
+    picked.layers = [pick(layer) for layer in state.layers]
     return picked
 
 

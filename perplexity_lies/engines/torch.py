@@ -44,6 +44,11 @@ SMALL_PARAMETERS = 10_000_000
 """Below this a second CPU thread costs more in waiting than it brings: 1 ms a step against 25 ms on two contended cores."""
 
 
+BATCH_TOKENS = 1024
+BATCH_PASSES = 16
+"""A batch holds so many tokens, or so many times what a forward pass costs beside its tokens: from there on a larger one
+brings no speed, and on a CPU costs some, with the copies of keys that no longer fit the caches."""
+
 STATE_SHARE = 4
 """One part in this many of the device's memory (of the RAM on CPU) may hold forked states."""
 
@@ -104,9 +109,12 @@ class TorchEngine(Engine):
             )
 
     def _budget(self) -> Budget:
-        state_bytes = _memory_bytes(self.device) // STATE_SHARE
+        forward_tokens = _forward_tokens(self.model, self.device)
         return Budget(
-            self.options.batch_tokens, self.options.slots, state_bytes, _forward_tokens(self.model, self.device)
+            batch_tokens=min(self.options.batch_tokens, max(BATCH_TOKENS, BATCH_PASSES * forward_tokens)),
+            rows=self.options.slots,
+            state_bytes=_memory_bytes(self.device) // STATE_SHARE,
+            forward_tokens=forward_tokens,
         )
 
     def generate(
