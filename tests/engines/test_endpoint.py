@@ -300,7 +300,7 @@ def test_waits_double_up_to_a_limit_with_the_same_jitter_for_the_same_seed() -> 
 
 def test_a_server_that_is_gone_ends_the_run(torch_engine: Any, files: Path, service: Service) -> None:
     engine = connect(service, files, dataclasses.replace(QUICK, attempts=2))
-    batches = engine.generate(replies_of(torch_engine, 40))
+    batches = engine.generate(replies_of(torch_engine, 400))
     assert not any(result.failed for result in next(batches))
     service.faults = [Fault("dropped", times=FOR_EVER)]
     kept: list[GenerateResult] = []
