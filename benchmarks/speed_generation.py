@@ -4,8 +4,9 @@
 
 GSM8K questions with four worked examples, as evalscope asks them; replies end after a hundred tokens or so, some at once, some
 never (see _checkpoints.py). Every side gets the same prompts, checkpoint, precision, budget, threads and rows at a time, in a
-process of its own. Replies are compared first, and no speed is printed unless all are equal in fp32. A hybrid checkpoint is
-compared with `generate` one row at a time: left padding, which its peers need to batch it, is not what is measured here.
+process of its own; `plies` also with as many slots as it takes by itself. Replies are compared first, and no speed is printed
+unless all are equal in fp32. A hybrid checkpoint is compared with `generate` one row at a time: left padding, which its peers
+need to batch it, is not what is measured here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from _checkpoints import build
 from _provenance import provenance
 from speed_scoring import Peak
 
-SIDES = {"attention": ("plies", "evalscope", "generate"), "hybrid": ("plies", "generate-one")}
+SIDES = {
+    "attention": ("plies", "plies-own-slots", "evalscope", "generate"),
+    "hybrid": ("plies", "plies-own-slots", "generate-one"),
+}
 SHOTS = 4
 
 
@@ -48,9 +52,11 @@ def side(asked: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(asked["threads"])
     texts = questions(Path(asked["hub"]), asked["items"])
-    answer: Callable[[list[str]], list[str]] = {"plies": _plies, "evalscope": _evalscope}.get(asked["side"], _generate)(
-        asked
-    )
+    answer: Callable[[list[str]], list[str]] = {
+        "plies": _plies,
+        "plies-own-slots": _plies,
+        "evalscope": _evalscope,
+    }.get(asked["side"], _generate)(asked)
     answer(texts[:2])
     if asked["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -67,7 +73,8 @@ def _plies(asked: dict[str, Any]) -> Callable[[list[str]], list[str]]:
     from perplexity_lies.engines.base import EngineOptions, GenerateRequest
     from perplexity_lies.engines.torch import TorchEngine
 
-    options = EngineOptions(device=asked["device"], dtype=asked["dtype"], slots=asked["rows"])
+    slots = EngineOptions().slots if asked["side"] == "plies-own-slots" else asked["rows"]
+    options = EngineOptions(device=asked["device"], dtype=asked["dtype"], slots=slots)
     engine = TorchEngine(resolve(asked["checkpoint"]), options)
     engine.threads = asked["threads"]
 
@@ -160,6 +167,7 @@ def measure(kind: str, checkpoint: Path, asked: argparse.Namespace) -> dict[str,
             row[name]["error"] = "replies differ: no speed is reported"
             continue
         row[name]["speed_ratio"] = peer["seconds"] / ours["seconds"]
+        row[name]["speed_ratio_of_own_slots"] = peer["seconds"] / found["plies-own-slots"]["seconds"]
         row[name]["memory_ratio"] = ours["peak_bytes"] / max(1, peer["peak_bytes"])
     row["replies_per_second"] = {name: asked.items / side["seconds"] for name, side in found.items()}
     return row

@@ -279,26 +279,17 @@ def main() -> None:
         return
     asked.data = asked.data.resolve()
     table: dict[str, Any] = {}
+    settings = {key: getattr(asked, key) for key in ("shape", "vocabulary", "dtype", "device", "threads")}
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     for kind in asked.kinds:
         folder = Path("build/bench") / f"{asked.shape}-{kind}-{asked.vocabulary}"
         checkpoint = build(folder, asked.shape, hybrid=kind == "hybrid", vocabulary=asked.vocabulary, hub=asked.data)
         for name in asked.tasks:
             row = table.setdefault(kind, {})[name] = measure(name, checkpoint.resolve(), asked)
-            shown = {
-                k: row[k]
-                for k in ("speed_ratio", "predicted_by_tokens", "memory_ratio", "same_prediction", "items", "error")
-                if k in row
-            }
-            print(kind, name, json.dumps(shown), flush=True)
-    settings = {
-        "shape": asked.shape,
-        "vocabulary": asked.vocabulary,
-        "dtype": asked.dtype,
-        "device": asked.device,
-        "threads": asked.threads,
-    }
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps({"settings": settings, "results": table, **provenance()}, indent=1) + "\n")
+            shown = ("speed_ratio", "predicted_by_tokens", "memory_ratio", "same_prediction", "items", "error")
+            print(kind, name, json.dumps({key: row[key] for key in shown if key in row}), flush=True)
+            whole = {"settings": settings, "results": table, **provenance()}
+            asked.out.write_text(json.dumps(whole, indent=1) + "\n")
     print(asked.out)
 
 
