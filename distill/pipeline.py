@@ -122,7 +122,7 @@ def run_recipe(recipe: Recipe, directory: Path) -> dict[str, dict[str, TaskScore
     export_checkpoint(raw_teacher, shop.tokenizer, directory / "teacher")
     teacher, _ = load_exported(directory / "teacher")
 
-    student = new_student(teacher, recipe.seed, kda_scale=recipe.student.kda_scale, kda_chunk=recipe.student.kda_chunk)
+    student = new_student(teacher, recipe.seed, query_scale=recipe.student.query_scale, chunk_size=recipe.student.chunk_size)
     shop.run_stages(("1", "2"), teacher, student)
     selection = shop.select(teacher, student)
     hybrid = assembled(teacher, student, selection.kept)

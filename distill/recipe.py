@@ -50,9 +50,9 @@ class StudentConfig:
 
     keep: int
     """Layers that keep softmax attention; which ones is for `distill.selection` to say."""
-    kda_scale: float | None = None
+    query_scale: float | None = None
     """Factor on KDA queries; None means head_dim ** -0.5."""
-    kda_chunk: int = 16
+    chunk_size: int = 16
     """Tokens per chunk."""
     selection_batches: int = 8
     """Batches on which a layer set is scored."""

@@ -29,9 +29,9 @@ def trainable_in(kind: str) -> Callable[[str], bool]:
     if kind == "pretrain":
         return lambda name: True
     if kind == "1":
-        return lambda name: ".kda.q_proj." in name or ".kda.k_proj." in name
+        return lambda name: ".mixer.q_proj." in name or ".mixer.k_proj." in name
     if kind == "2":
-        return lambda name: ".kda." in name
+        return lambda name: ".mixer." in name
     return lambda name: ".self_attn." not in name and "embed_tokens" not in name and "lm_head" not in name
 
 
@@ -101,7 +101,7 @@ def alignment_loss(teacher: Qwen3ForCausalLM, student: HybridForCausalLM, batch:
     total = torch.zeros(())
     for layer, given, wanted in zip(student.model.layers, mixing.inputs, mixing.outputs, strict=True):
         if isinstance(layer, HybridDecoderLayer) and layer.layer_type == KDA:
-            made, _ = layer.kda(given, segments=segments)
+            made, _ = layer.mixer(given, segments=segments)
             total = total + (made - wanted)[real].norm(dim=-1).mean() * wanted.shape[-1] ** -0.5
     return total
 
@@ -125,8 +125,8 @@ def new_student(teacher: Qwen3ForCausalLM, seed: int, **kda: Any) -> HybridForCa
         student = HybridForCausalLM(hybrid_config(teacher.config, (), **kda))
     state = student.state_dict()
     for name, value in teacher.state_dict().items():
-        own = name.replace(".self_attn.", ".kda.")
-        if own in state and not own.endswith(("kda.q_proj.weight", "kda.k_proj.weight")):
+        own = name.replace(".self_attn.", ".mixer.")
+        if own in state and not own.endswith(("mixer.q_proj.weight", "mixer.k_proj.weight")):
             state[own] = value.clone()
     student.load_state_dict(state)
     return student
@@ -135,7 +135,7 @@ def new_student(teacher: Qwen3ForCausalLM, seed: int, **kda: Any) -> HybridForCa
 def assembled(teacher: Qwen3ForCausalLM, student: HybridForCausalLM, kept: tuple[int, ...]) -> HybridForCausalLM:
     """The student with the teacher's attention put back in the layers `kept`; weights are copies."""
     own = student.config
-    hybrid = HybridForCausalLM(hybrid_config(teacher.config, kept, kda_scale=own.kda_scale, kda_chunk=own.kda_chunk))
+    hybrid = HybridForCausalLM(hybrid_config(teacher.config, kept, query_scale=own.query_scale, chunk_size=own.chunk_size))
     available = {**teacher.state_dict(), **student.state_dict()}
     hybrid.load_state_dict({name: available[name].clone() for name in hybrid.state_dict()})
     return hybrid

@@ -168,14 +168,14 @@ def mask_dropped_in_generation(_: pytest.MonkeyPatch, engine: TorchEngine) -> No
 def state_leaks_between_rows(_: pytest.MonkeyPatch, engine: TorchEngine) -> None:
     """The recurrent state of each row of a batch is, after a step, partly its neighbour's."""
     for layer in engine.model.model.layers:
-        if hasattr(layer, "kda"):
-            forward = layer.kda.forward
+        if hasattr(layer, "mixer"):
+            forward = layer.mixer.forward
 
             def leaking(x: torch.Tensor, forward: Any = forward, **given: Any) -> Any:
                 out, state = forward(x, **given)
                 return out, dataclasses.replace(state, recurrent=(state.recurrent + state.recurrent.roll(1, 0)) / 2)
 
-            layer.kda.forward = leaking
+            layer.mixer.forward = leaking
 
 
 def convolution_not_forked(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:

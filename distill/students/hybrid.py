@@ -34,9 +34,9 @@ class HybridConfig(Qwen3Config):
 
     model_type = "plies_hybrid"
 
-    kda_scale: float | None = None
+    query_scale: float | None = None
     """Factor on KDA queries; None means head_dim ** -0.5."""
-    kda_chunk: int = 16
+    chunk_size: int = 16
     """Tokens per chunk of the fast form; changes speed, not results."""
 
     def validate_layer_type(self) -> None:
@@ -102,7 +102,7 @@ class KDACacheLayer(CacheLayerMixin):
 
 
 class HybridDecoderLayer(GradientCheckpointingLayer):
-    """Norm, mixer, norm, MLP. The mixer is `self_attn` (softmax) or `kda`."""
+    """Norm, mixer, norm, MLP. The mixer is `self_attn` (softmax) or `mixer`."""
 
     def __init__(self, config: HybridConfig, layer_idx: int) -> None:
         super().__init__()
@@ -111,13 +111,13 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
         if self.layer_type == ATTENTION:
             self.self_attn = Qwen3Attention(config, layer_idx)
         else:
-            self.kda = KimiDeltaAttention(
+            self.mixer = KimiDeltaAttention(
                 config.hidden_size,
                 config.num_attention_heads,
                 config.num_key_value_heads,
                 config.head_dim,
-                config.head_dim**-0.5 if config.kda_scale is None else config.kda_scale,
-                config.kda_chunk,
+                config.head_dim**-0.5 if config.query_scale is None else config.query_scale,
+                config.chunk_size,
             )
         self.mlp = Qwen3MLP(config)
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -141,7 +141,7 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
             )
         else:
             cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-            mixed, state = self.kda(normed, state=cache and cache.state, segments=segments, real=real)
+            mixed, state = self.mixer(normed, state=cache and cache.state, segments=segments, real=real)
             if cache is not None:
                 cache.update(state.conv, state.recurrent)
                 cache.seen += normed.shape[1]

@@ -66,10 +66,10 @@ def make_hybrid(teacher: Qwen3ForCausalLM) -> Callable[..., HybridForCausalLM]:
     """`make_hybrid(kept=(1,))` -> a student of `teacher` whose KDA weights are far from their starting values."""
 
     def make(kept: tuple[int, ...] = (1,), chunk: int = 4) -> HybridForCausalLM:
-        student = new_student(teacher, seed=1, kda_chunk=chunk)
+        student = new_student(teacher, seed=1, chunk_size=chunk)
         with torch.no_grad():
             for name, parameter in student.named_parameters():
-                if ".kda." in name:
+                if ".mixer." in name:
                     parameter.add_(torch.randn_like(parameter) * 0.2)
         return assembled(teacher, student, kept).eval()
 

@@ -185,7 +185,7 @@ def test_exported_directory_loads_through_the_auto_classes(
     assert (config["model_type"], config["architectures"]) == ("plies_hybrid", ["HybridForCausalLM"])
     assert json.loads((tmp_path / "student" / "generation_config.json").read_text())["eos_token_id"] == 3
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype="auto")
-    assert stored.dtype == torch.bfloat16 and stored.model.layers[0].kda.A_log.dtype == torch.float32
+    assert stored.dtype == torch.bfloat16 and stored.model.layers[0].mixer.A_log.dtype == torch.float32
     assert torch.isfinite(stored(ids).logits).all()
 
 

@@ -43,10 +43,10 @@ def test_a_layer_that_kda_ruins_is_put_back(
     make_hybrid: Callable[..., HybridForCausalLM], teacher: Qwen3ForCausalLM
 ) -> None:
     student = make_hybrid(())
-    exact = {layer: layer.kda.o_proj.weight.clone() for layer in student.model.layers}
+    exact = {layer: layer.mixer.o_proj.weight.clone() for layer in student.model.layers}
     for layer, weight in exact.items():
-        layer.kda.o_proj.weight.copy_(weight * 0.01)
-    student.model.layers[2].kda.o_proj.weight.copy_(exact[student.model.layers[2]] * 30)
+        layer.mixer.o_proj.weight.copy_(weight * 0.01)
+    student.model.layers[2].mixer.o_proj.weight.copy_(exact[student.model.layers[2]] * 30)
     batch = pack(lambda i: Tokens([2, *range(10 + i, 30 + i), 3], 1), 0, rows=2, length=64, prompt_weight=1.0, pad_id=0)
     chosen = select_layers(
         lambda kept: distillation_loss(teacher, assembled(teacher, student, kept), batch).item(), 3, 1

@@ -122,15 +122,15 @@ def test_alignment_feeds_every_layer_with_the_teachers_input(teacher: Qwen3ForCa
             wanted, _ = layer.self_attn(
                 hidden_states=normed, position_embeddings=position_embeddings, attention_mask=mask
             )
-            made, _ = student.model.layers[number].kda(normed)
+            made, _ = student.model.layers[number].mixer(normed)
             total += (made - wanted).norm(dim=-1).sum().item() * teacher.config.hidden_size**-0.5
         count += len(ids)
     assert alignment_loss(teacher, student, batch).item() == pytest.approx(total / count, rel=1e-4)
 
 
 EXPECTED = {
-    "1": lambda name: ".kda.q_proj" in name or ".kda.k_proj" in name,
-    "2": lambda name: ".kda." in name,
+    "1": lambda name: ".mixer.q_proj" in name or ".mixer.k_proj" in name,
+    "2": lambda name: ".mixer." in name,
     "3a": lambda name: "self_attn" not in name and "embed" not in name and "lm_head" not in name,
     "3b": lambda name: "self_attn" not in name and "embed" not in name and "lm_head" not in name,
 }
@@ -157,11 +157,11 @@ def test_a_stage_moves_its_own_parameters_and_no_others(
 def test_a_new_student_has_the_teachers_values_and_random_queries(teacher: Qwen3ForCausalLM) -> None:
     student = new_student(teacher, seed=3)
     for mine, theirs in zip(student.model.layers, teacher.model.layers, strict=True):
-        assert torch.equal(mine.kda.v_proj.weight, theirs.self_attn.v_proj.weight)
-        assert torch.equal(mine.kda.o_proj.weight, theirs.self_attn.o_proj.weight)
+        assert torch.equal(mine.mixer.v_proj.weight, theirs.self_attn.v_proj.weight)
+        assert torch.equal(mine.mixer.o_proj.weight, theirs.self_attn.o_proj.weight)
         assert torch.equal(mine.mlp.up_proj.weight, theirs.mlp.up_proj.weight)
-        assert not torch.equal(mine.kda.q_proj.weight, theirs.self_attn.q_proj.weight)
-        assert mine.kda.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.2)
+        assert not torch.equal(mine.mixer.q_proj.weight, theirs.self_attn.q_proj.weight)
+        assert mine.mixer.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert torch.equal(student.model.embed_tokens.weight, teacher.model.embed_tokens.weight)
 
 
@@ -172,4 +172,4 @@ def test_assembled_students_share_no_memory(teacher: Qwen3ForCausalLM) -> None:
         for parameter in hybrid.parameters():
             parameter.zero_()
     assert teacher.model.layers[1].self_attn.q_proj.weight.abs().sum() > 0
-    assert student.model.layers[0].kda.q_proj.weight.abs().sum() > 0
+    assert student.model.layers[0].mixer.q_proj.weight.abs().sum() > 0
