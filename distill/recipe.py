@@ -1,13 +1,16 @@
-"""A recipe: everything that makes a teacher and its student, in one YAML file.
+"""A recipe: everything that makes a student (and, in miniature, its teacher), in one YAML file.
 
 Every budget, rate and seed lives there; a run directory keeps the resolved copy. Unknown keys are refused with the
-nearest known name. Knows nothing of torch.
+nearest known name. `overlaid` applies `--set stage3b.objective=sft`. Defaults are GenDistill's (arXiv 2603.26556, Table 9
+and appendix B). Knows nothing of torch.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,43 @@ import yaml
 from perplexity_lies.errors import MissingError, UsageError, nearest
 from suites.miniature.stream import Mixture
 
-KINDS = ("pretrain", "1", "2", "3a", "3b")
-"""What a stage may be: the teacher's own training, or a step of distillation."""
+KINDS = ("pretrain", "1", "2", "3a", "3b", "3")
+"""What a stage may be: the teacher's own training, or a step of distillation; "3" is 3a and 3b combined."""
+GROUPS = ("qk", "mixer", "attention", "mlp", "norms", "embedding")
+"""Names for parameters: a mixer's query and key projections, the rest of the mixers, kept attention modules, MLPs, norms
+of the residual stream, embedding with the tied head."""
+FROZEN = {
+    "pretrain": (),
+    "1": ("mixer", "attention", "mlp", "norms", "embedding"),
+    "2": ("attention", "mlp", "norms", "embedding"),
+    "3a": ("attention", "embedding"),
+    "3b": ("attention", "embedding"),
+    "3": ("attention", "embedding"),
+}
+"""Groups frozen in each kind of stage, unless it says otherwise."""
+LAYER_PLANS = {
+    "beam_add5": (2, 11, 12, 17, 21),
+    "beam_add7": (0, 2, 6, 11, 13, 18, 21),
+    "beam_add9": (0, 1, 2, 6, 11, 17, 18, 19, 21),
+    "uniform5": (0, 6, 11, 16, 21),
+    "uniform7": (0, 5, 9, 13, 17, 21, 25),
+    "uniform9": (0, 3, 6, 9, 12, 15, 18, 21, 24),
+    "greedy5": (0, 2, 11, 13, 18),
+    "greedy7": (0, 2, 5, 11, 13, 16, 18),
+    "greedy9": (0, 1, 2, 5, 7, 11, 13, 16, 18),
+    "greedy_kl5": (6, 16, 19, 20, 21),
+    "greedy_kl7": (6, 8, 11, 16, 19, 20, 21),
+    "greedy_kl9": (2, 6, 8, 11, 16, 18, 19, 20, 21),
+    "beam_replace5": (0, 3, 12, 14, 23),
+    "beam_replace7": (0, 3, 12, 14, 18, 23, 24),
+    "beam_replace9": (0, 3, 7, 12, 14, 18, 23, 24, 25),
+}
+"""Layers of Qwen3-0.6B (28) that keep attention: GenDistill, Tables 8 and 11."""
+
+
+def _one_of(value: str, allowed: Sequence[str], where: str) -> None:
+    if value not in allowed:
+        raise UsageError(f"{where} must be one of {', '.join(allowed)}{nearest(value, allowed)}", found=repr(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +84,70 @@ class TeacherConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentConfig:
-    """A hybrid student: which share of the layers keeps softmax attention, and how KDA is scaled."""
+    """A hybrid student. The switches below `init` are fields of `HybridConfig` under the same names."""
 
-    keep: int
-    """Layers that keep softmax attention; which ones is for `distill.selection` to say."""
-    query_scale: float | None = None
-    """Factor on KDA queries; None means head_dim ** -0.5."""
-    chunk_size: int = 16
-    """Tokens per chunk."""
+    mixer: str | tuple[str, ...] = "kda"
+    """What stands in the place of attention: one name for all layers, or one for each layer."""
+    keep: int | tuple[int, ...] | str = 0
+    """Layers that keep softmax attention: how many (chosen by KL), which ones, or a name in LAYER_PLANS."""
     selection_batches: int = 8
     """Batches on which a layer set is scored."""
+    init: str = "vo"
+    """Which projections start as the teacher's: "vo", "qkvo" or "random" (none)."""
+    output_gate: str = "silu"
+    """Activation of the output gate: "silu", "sigmoid" or "none" (no gate)."""
+    gate_identity: bool = True
+    """Whether the gate starts open: SiLU as exactly 1; sigmoid, which has no such point, as near to it as the bias 4 gives."""
+    output_norm: bool = False
+    """RMS norm per head between recurrence and gate."""
+    short_conv: bool = True
+    """Causal convolution of four tokens over queries, keys and values."""
+    conv_identity: bool = True
+    """Whether the convolution starts as the identity (otherwise as torch's Conv1d does)."""
+    qk_l2norm: bool = True
+    """Queries and keys of unit length."""
+    query_scale: float | None = None
+    """Factor on queries; None means head_dim ** -0.5."""
+    chunk_size: int = 16
+    """Tokens per chunk of the fast forms; changes speed, not results."""
+    sliding_window: int = 1024
+    """Tokens that sliding-window attention sees, its own included."""
+    attention_sinks: int = 4
+    """First tokens of a document that sliding-window attention always sees."""
+
+    def __post_init__(self) -> None:
+        _one_of(self.init, ("vo", "qkvo", "random"), "student.init")
+        _one_of(self.output_gate, ("silu", "sigmoid", "none"), "student.output_gate")
+        if isinstance(self.keep, str):
+            _one_of(self.keep, tuple(LAYER_PLANS), "student.keep")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Documents: the miniature world's, a hub dataset's, or local files'."""
+
+    source: str
+    """`miniature`, a hub dataset's name, or a path or glob of .jsonl, .txt or .parquet files."""
+    mixture: Mixture | None = None
+    """What the miniature world's stream holds; only with `source: miniature`."""
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text: str | None = None
+    """Column of plain text; every token is scored. One of `text` and `messages`."""
+    messages: str | None = None
+    """Column of a conversation (role, content); assistant turns are completions."""
+    at_least: dict[str, float] = field(default_factory=dict)
+    """Column -> smallest value kept, such as {score: 4}."""
+    too_long: str = "split"
+    """Documents longer than a row: "split" (the rest is a new document), "cut" at the end, or "drop"."""
+
+    def __post_init__(self) -> None:
+        _one_of(self.too_long, ("split", "cut", "drop"), "data: too_long")
+        if (self.source == "miniature") != (self.mixture is not None):
+            raise UsageError("data: source miniature, and it alone, has a mixture", found=f"source {self.source}")
+        if self.source != "miniature" and (self.text is None) == (self.messages is None):
+            raise UsageError("data: name the column of text or of messages, one of them", found=f"source {self.source}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,76 +157,143 @@ class StageConfig:
     name: str
     kind: str
     """One of KINDS."""
-    stream: str
-    """Which of the recipe's streams feeds it."""
-    stream_seed: int
-    steps: int
-    muon_lr: float
-    """Peak rate of Muon on matrices; 0 leaves them to AdamW."""
-    adamw_lr: float
+    data: str | dict[str, float]
+    """Which of the recipe's data feeds it; or several with their shares of the documents."""
+    data_seed: int = 0
+    steps: int = 0
+    """Optimiser steps; or give `tokens`."""
+    tokens: int = 0
+    """Token positions to run over: steps = tokens // (rows * length)."""
+    rows: int
+    """Rows of one optimiser step, all processes together."""
+    length: int
+    """Tokens per row."""
+    micro_rows: int = 0
+    """Rows per process that go through the model at a time; 0 is all. Changes memory, not results."""
+    lr: float
     """Peak rate of AdamW."""
-    prompt_weight: float
-    """Weight of prompt tokens in the loss: 1 all tokens, 0 completions only."""
-    weight_decay: float = 0.0
-    warmup: float = 0.03
+    muon_lr: float = 0.0
+    """Peak rate of Muon on matrices; 0 leaves them to AdamW."""
+    objective: str = "kd"
+    """Stages 3: "kd" (forward KL to the teacher) or "sft" (cross-entropy on the data)."""
+    ce_weight: float = 0.0
+    """With kd: loss = (1 - ce_weight) * KL + ce_weight * cross-entropy."""
+    temperature: float = 1.0
+    top_k: int = 0
+    """With kd: the teacher's K likeliest tokens only, renormalised; 0 is the whole vocabulary."""
+    alignment: str = "l2norm"
+    """Stages 1 and 2: "l2norm", "mse" or "nmse" (mse over the target's mean square)."""
+    prompt_weight: float = 1.0
+    """Weight of prompt tokens in the loss: 1 the full sequence, 0 completions only."""
+    freeze: tuple[str, ...] | None = None
+    """Groups that stay as they are; None is FROZEN's for the kind."""
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: float = 0.1
     """Share of the steps over which the rate rises."""
-    decay: float = 0.4
+    decay: float = 0.1
     """Share of the steps over which the rate falls at the end."""
     final: float = 0.02
     """Rate at the end, as a share of the peak."""
     clip: float = 1.0
     """Largest global gradient norm."""
+    precision: str = "fp32"
+    """"fp32", or "bf16": matrix products in bf16, weights, gates and states in fp32."""
+    checkpoint_activations: bool = False
+    """Recomputes activations in the backward pass: less memory, a third more time."""
     save_every: int = 100
     """Steps between two saved states; a killed run loses at most these."""
+    keep_last: int = 1
+    """Saved states that are kept."""
+    measure_every: int = 0
+    """Tokens between two measurements under both protocols; 0 measures at the end of the stage alone."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"stage '{self.name}': kind must be one of {', '.join(KINDS)}", found=repr(self.kind))
-        if self.steps < 1 or self.save_every < 1:
-            raise UsageError(f"stage '{self.name}': steps and save_every must be at least 1")
+        where = f"stage '{self.name}': "
+        _one_of(self.kind, KINDS, where + "kind")
+        _one_of(self.objective, ("kd", "sft"), where + "objective")
+        _one_of(self.alignment, ("l2norm", "mse", "nmse"), where + "alignment")
+        _one_of(self.precision, ("fp32", "bf16"), where + "precision")
+        for group in self.freeze or ():
+            _one_of(group, GROUPS, where + "freeze")
+        if (self.steps > 0) == (self.tokens > 0) or self.steps < 0 or self.tokens < 0:
+            raise UsageError(where + "give steps or tokens, one of them, above 0", found=f"{self.steps}, {self.tokens}")
+        if min(self.save_every, self.keep_last, self.rows, self.length) < 1 or self.micro_rows < 0:
+            raise UsageError(
+                where + "rows, length, save_every and keep_last must be at least 1, micro_rows not negative"
+            )
         if not (0 <= self.warmup <= 1 and 0 <= self.decay <= 1 and self.warmup + self.decay <= 1):
-            raise UsageError(f"stage '{self.name}': warmup and decay are shares of the steps, together at most 1")
-        if not 0 <= self.prompt_weight <= 1:
-            raise UsageError(f"stage '{self.name}': prompt_weight must lie in [0, 1]", found=str(self.prompt_weight))
+            raise UsageError(where + "warmup and decay are shares of the steps, together at most 1")
+        if not (0 <= self.prompt_weight <= 1 and 0 <= self.ce_weight <= 1):
+            raise UsageError(where + "prompt_weight and ce_weight must lie in [0, 1]")
+        if self.temperature <= 0 or self.top_k < 0:
+            raise UsageError(where + "temperature must be above 0, top_k not negative")
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Groups that this stage does not train."""
+        return FROZEN[self.kind] if self.freeze is None else self.freeze
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Token positions of one optimiser step, padding included."""
+        return self.rows * self.length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Teacher, student, streams and stages; stages run in the order given."""
+    """Teacher, student, data and stages; stages run in the order given."""
 
     name: str
-    seed: int
+    seed: int = 0
     """Seed of the weights' first values."""
-    rows: int
-    """Rows per batch."""
-    length: int
-    """Tokens per row."""
-    teacher: TeacherConfig
+    teacher: TeacherConfig | str
+    """A teacher to train, or a checkpoint: a directory, a hub name, builtin:teacher."""
     student: StudentConfig
-    streams: dict[str, Mixture]
+    data: dict[str, DataConfig]
     stages: tuple[StageConfig, ...]
+    suite: str = ""
+    """Suite on which the student is measured under both protocols; empty measures nothing."""
+    select_by: str = "last"
+    """Which state of the stages 3 is exported: the last, or the best by generation, loglikelihood or kl."""
     history: str = ""
     """What a reader of the cards should know of how the recipe came about."""
 
     def __post_init__(self) -> None:
+        _one_of(self.select_by, ("last", "generation", "loglikelihood", "kl"), "select_by")
+        if self.select_by in ("generation", "loglikelihood") and not self.suite:
+            raise UsageError(f"select_by {self.select_by} needs a suite to measure on", mend="--set suite=miniature")
         for stage in self.stages:
-            if stage.stream not in self.streams:
-                raise UsageError(
-                    f"stage '{stage.name}' reads stream '{stage.stream}', which the recipe does not have"
-                    + nearest(stage.stream, self.streams),
-                    found=f"streams: {', '.join(self.streams)}",
-                )
+            for source in (stage.data,) if isinstance(stage.data, str) else stage.data:
+                if source not in self.data:
+                    raise UsageError(
+                        f"stage '{stage.name}' reads data '{source}', which the recipe does not have"
+                        + nearest(source, self.data),
+                        found=f"data: {', '.join(self.data)}",
+                    )
         kinds = [stage.kind for stage in self.stages]
-        order = sorted(kinds, key=KINDS.index)
-        if kinds != order or set(kinds) != set(KINDS):
+        if kinds != sorted(kinds, key=KINDS.index):
+            raise UsageError(f"a recipe's stages must follow the order {', '.join(KINDS)}", found=", ".join(kinds))
+        if ("pretrain" in kinds) != isinstance(self.teacher, TeacherConfig):
             raise UsageError(
-                "a recipe's stages must be of kinds pretrain, 1, 2, 3a, 3b, each at least once and in this order",
-                found=", ".join(kinds),
+                "a teacher from scratch needs a stage of kind pretrain, a checkpoint none", found=", ".join(kinds)
             )
+        if {"3"} & set(kinds) and {"3a", "3b"} & set(kinds):
+            raise UsageError("stage 3 combines 3a and 3b: have it or them", found=", ".join(kinds))
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise UsageError("stages must have different names", found=", ".join(names))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the file."""
-        return dataclasses.asdict(self)
+        return _plain(dataclasses.asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _build(cls: Any, raw: Any, where: str) -> Any:
@@ -145,45 +304,141 @@ def _build(cls: Any, raw: Any, where: str) -> Any:
     for key in raw:
         if key not in known:
             raise UsageError(f"{where} has an unknown key '{key}'{nearest(str(key), known)}", found=", ".join(known))
-    lacking = [n for n, f in known.items() if n not in raw and f.default is dataclasses.MISSING]
+    required = (
+        n for n, f in known.items() if dataclasses.MISSING is f.default and dataclasses.MISSING is f.default_factory
+    )
+    lacking = [name for name in required if name not in raw]
     if lacking:
         raise UsageError(f"{where} lacks: {', '.join(lacking)}")
-    return cls(**raw)
+    try:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+    except TypeError as error:
+        raise UsageError(f"{where} has a value of the wrong type", found=str(error)) from error
 
 
-def parse_recipe(text: str, where: str) -> Recipe:
-    """A recipe from YAML text. Raises UsageError saying what is wrong and where."""
+def _with_defaults(raw: dict[str, Any], where: str) -> list[Any]:
+    """The stages, each with what `defaults` says and it does not."""
+    defaults = raw.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise UsageError(f"{where}: defaults must be a mapping", found=repr(defaults))
+    return [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in raw["stages"]]
+
+
+def build_recipe(raw: Any, where: str) -> Recipe:
+    """A recipe from plain values. Raises UsageError saying what is wrong and where."""
+    if not isinstance(raw, dict):
+        raise UsageError(f"{where} must be a mapping", found=repr(raw))
+    raw = dict(raw)
+    if "teacher" in raw and not isinstance(raw["teacher"], str):
+        raw["teacher"] = _build(TeacherConfig, raw["teacher"], f"{where}: teacher")
+    if "student" in raw:
+        raw["student"] = _build(StudentConfig, raw["student"], f"{where}: student")
+    if isinstance(raw.get("data"), dict):
+        sources = {}
+        for name, source in raw["data"].items():
+            if isinstance(source, dict) and isinstance(source.get("mixture"), dict):
+                source = {**source, "mixture": _build(Mixture, source["mixture"], f"{where}: data.{name}.mixture")}
+            sources[name] = _build(DataConfig, source, f"{where}: data.{name}")
+        raw["data"] = sources
+    if isinstance(raw.get("stages"), list):
+        raw["stages"] = tuple(
+            _with_steps(_build(StageConfig, stage, f"{where}: stage number {number}"))
+            for number, stage in enumerate(_with_defaults(raw, where), 1)
+        )
+    raw.pop("defaults", None)
+    recipe: Recipe = _build(Recipe, raw, where)
+    return recipe
+
+
+def _with_steps(stage: StageConfig) -> StageConfig:
+    """The stage with its budget in steps."""
+    if stage.steps:
+        return stage
+    steps = stage.tokens // stage.tokens_per_step
+    if steps < 1:
+        raise UsageError(
+            f"stage '{stage.name}': {stage.tokens} tokens are less than one step of {stage.tokens_per_step}"
+        )
+    return dataclasses.replace(stage, steps=steps, tokens=0)
+
+
+def overlaid(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Plain values with `KEY=VALUE` settings applied; VALUE is YAML.
+
+    KEY is a path: `seed`, `student.mixer`, `data.chat.source`, and for stages `stage3b.objective` (by kind) or
+    `instruct.objective` (by name). `stage1=null` takes a stage out; `teacher=CHECKPOINT` takes `pretrain` out.
+    Raises UsageError on a setting that leads nowhere.
+    """
+    raw = copy.deepcopy(raw)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set wants KEY=VALUE, not '{setting}'", mend="--set stage3b.objective=sft")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {path}: the value is not YAML", found=text) from error
+        _set(raw, path, value)
+    return raw
+
+
+def _set(raw: dict[str, Any], path: str, value: Any) -> None:
+    first, _, rest = path.partition(".")
+    stages = raw.get("stages") or []
+    named = [s for s in stages if f"stage{s.get('kind')}" == first or s.get("name") == first]
+    if named and not rest and value is None:
+        raw["stages"] = [stage for stage in stages if stage not in named]
+    elif named and rest:
+        for stage in named:
+            for other in {"steps": ("tokens",), "tokens": ("steps",)}.get(rest, ()):
+                stage.pop(other, None)
+            stage[rest] = value
+    elif first == "teacher" and not rest and isinstance(value, str):
+        raw["teacher"] = value
+        raw["stages"] = [stage for stage in stages if stage.get("kind") != "pretrain"]
+    else:
+        names = [f"stage{s.get('kind')}" for s in stages] + [str(s.get("name")) for s in stages]
+        if first not in {*raw, "defaults", *(f.name for f in dataclasses.fields(Recipe))}:
+            raise UsageError(
+                f"--set {path}: no '{first}'{nearest(first, [*raw, *names])}", found=", ".join([*raw, *names])
+            )
+        target = raw
+        *parents, last = path.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"--set {path}: '{parent}' is not a mapping", found=repr(target))
+        target[last] = value
+
+
+def read_recipe(name: str) -> tuple[dict[str, Any], str]:
+    """Plain values of a bundled recipe by name or a recipe file by path, and what to call it in messages.
+
+    Raises MissingError when there is neither, UsageError when it is not a YAML mapping.
+    """
+    bundled = resources.files("distill") / "recipes"
+    names = sorted(entry.name.removesuffix(".yaml") for entry in bundled.iterdir() if entry.name.endswith(".yaml"))
+    path = Path(name)
+    if name in names:
+        text, where = (bundled / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe '{name}'"
+    elif path.is_file():
+        text, where = path.read_text(encoding="utf-8"), name
+    else:
+        raise MissingError(
+            f"no recipe '{name}'{nearest(name, names)}",
+            found=f"bundled recipes: {', '.join(names)}",
+            mend=f"plies distill run {names[0]} --out DIR",
+        )
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{where} is not YAML", found=str(error)) from error
     if not isinstance(raw, dict):
         raise UsageError(f"{where} must be a mapping", found=repr(raw))
-    raw = dict(raw)
-    for key, cls in (("teacher", TeacherConfig), ("student", StudentConfig)):
-        if key in raw:
-            raw[key] = _build(cls, raw[key], f"{where}: {key}")
-    if isinstance(raw.get("streams"), dict):
-        raw["streams"] = {n: _build(Mixture, s, f"{where}: streams.{n}") for n, s in raw["streams"].items()}
-    if isinstance(raw.get("stages"), list):
-        raw["stages"] = tuple(
-            _build(StageConfig, s, f"{where}: stage number {i}") for i, s in enumerate(raw["stages"], 1)
-        )
-    recipe: Recipe = _build(Recipe, raw, where)
-    return recipe
+    return raw, where
 
 
-def load_recipe(name: str) -> Recipe:
-    """A bundled recipe by name, or a recipe file by path. Raises MissingError when there is neither."""
-    bundled = resources.files("distill") / "recipes"
-    names = sorted(entry.name.removesuffix(".yaml") for entry in bundled.iterdir() if entry.name.endswith(".yaml"))
-    if name in names:
-        return parse_recipe((bundled / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe '{name}'")
-    path = Path(name)
-    if not path.is_file():
-        raise MissingError(
-            f"no recipe '{name}'{nearest(name, names)}",
-            found=f"bundled recipes: {', '.join(names)}",
-            mend=f"python -m distill run {names[0]} --out DIR",
-        )
-    return parse_recipe(path.read_text(encoding="utf-8"), str(path))
+def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or path with `settings` applied (see `overlaid`)."""
+    raw, where = read_recipe(name)
+    return build_recipe(overlaid(raw, settings), where)
