@@ -6,9 +6,7 @@ queries and keys, SiLU output gate that starts as the identity, no output norm, 
 
     S_t = (I - beta_t k_t k_t^T) Diag(exp g_t) S_{t-1} + beta_t k_t v_t^T        o_t = scale * S_t^T q_t
 
-`recurrent_kda` is the definition, a loop over time. `chunked_kda` computes the same in chunks. Its decays are pairwise
-differences of cumulative log decays, masked *before* the exponential, so every exponent is <= 0 and no gate, however
-strong, can overflow; the price is a [chunk, chunk, head_dim] temporary per head and chunk.
+The recurrence itself is `delta` of `recurrence.py`.
 Everything here is float32. Knows nothing of transformers, caches or stages.
 """
 
@@ -19,6 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from distill.students.fla import delta
 
 SILU_ONE = 1.2784645427610738
 """SiLU(SILU_ONE) = 1: the bias at which the output gate lets everything through unchanged."""
@@ -37,76 +37,6 @@ class KDAState:
     """[batch, channels of q, k and v, CONV_SIZE - 1]: the last inputs of the convolution."""
     recurrent: Tensor
     """[batch, heads, head_dim, head_dim] float32: keys by values."""
-
-
-def recurrent_kda(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, segments: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The definition.
-
-    q, k, v, g: [batch, time, heads, dim]; beta: [batch, time, heads]; state: [batch, heads, dim, dim].
-    `segments` [batch, time] numbers the documents of a row; the state is zeroed where the number changes. The initial
-    state belongs to the first segment. Returns outputs [batch, time, heads, dim] (unscaled) and the final state.
-    """
-    outputs = []
-    for t in range(q.shape[1]):
-        if segments is not None and t > 0:
-            same = (segments[:, t] == segments[:, t - 1]).to(state.dtype)
-            state = state * same[:, None, None, None]
-        state = state * g[:, t].exp()[..., None]
-        error = v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], state)
-        state = state + torch.einsum("bhk,bhv->bhkv", beta[:, t, :, None] * k[:, t], error)
-        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
-    return torch.stack(outputs, 1), state
-
-
-def chunked_kda(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    state: Tensor,
-    segments: Tensor | None = None,
-    *,
-    chunk: int = 16,
-) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent_kda`, `chunk` tokens at a time; any time length, any chunk size."""
-    batch, time, heads, dim = q.shape
-    padding = -time % chunk
-    if segments is None:
-        segments = torch.zeros((batch, time), dtype=torch.int64, device=q.device)
-
-    def blocks(x: Tensor) -> Tensor:
-        """[batch, time, heads, n] -> [batch, heads, blocks, chunk, n]."""
-        x = F.pad(x, (0, 0, 0, 0, 0, padding))
-        return x.view(batch, -1, chunk, heads, x.shape[-1]).permute(0, 3, 1, 2, 4)
-
-    q, k, v, g, beta = (blocks(x) for x in (q, k, v, g, beta[..., None]))
-    segments = F.pad(segments[:, None], (0, padding), mode="replicate")[:, 0].view(batch, 1, -1, chunk)
-    before = torch.cat((segments[..., :1, 0], segments[..., :-1, -1]), -1)
-    same = segments[..., :, None] == segments[..., None, :]
-    carried = (segments == before[..., None])[..., None].to(q.dtype)
-
-    decay = g.cumsum(-2)
-    later = torch.ones((chunk, chunk), dtype=torch.bool, device=q.device).tril()
-    pairs = decay[..., :, None, :] - decay[..., None, :, :]
-    weighted = pairs.masked_fill(~(same & later)[..., None], -torch.inf).exp() * k[..., None, :, :]
-    scores = weighted @ torch.stack((k, q), -1)
-    lower = (beta * scores[..., 0]).tril(-1)
-    system = lower + torch.eye(chunk, dtype=q.dtype, device=q.device)
-    from_start = decay.exp() * carried
-    right = torch.cat((beta * v, beta * k * from_start), -1)
-    solved_v, solved_k = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).split(dim, -1)
-    queries, weights = q * from_start, scores[..., 1]
-    to_end, kept = weighted[..., -1, :, :], from_start[..., -1, :]
-
-    outputs = []
-    for n in range(q.shape[2]):
-        written = solved_v[:, :, n] - solved_k[:, :, n] @ state
-        outputs.append(queries[:, :, n] @ state + weights[:, :, n] @ written)
-        state = kept[:, :, n, :, None] * state + to_end[:, :, n].mT @ written
-    return torch.stack(outputs, 2).permute(0, 2, 3, 1, 4).reshape(batch, -1, heads, dim)[:, :time], state
 
 
 def causal_convolution(x: Tensor, weight: Tensor, past: Tensor, segments: Tensor | None) -> Tensor:
@@ -211,9 +141,6 @@ class KimiDeltaAttention(nn.Module):
             g, beta = g * real[..., None, None], beta * real[..., None]
             last = counts[:, None] + torch.arange(CONV_SIZE - 1, device=x.device)
             conv = past.gather(2, last[:, None].expand(-1, past.shape[1], -1))
-        if time == 1:
-            o, recurrent = recurrent_kda(q, k, v, g, beta, state.recurrent, None)
-        else:
-            o, recurrent = chunked_kda(q, k, v, g, beta, state.recurrent, segments, chunk=self.chunk)
+        o, recurrent = delta(q, k, v, g, beta, state.recurrent, segments, chunk=self.chunk)
         gated = o.flatten(2).to(x.dtype) * F.silu(self.g_b(self.g_a(x)))
         return self.o_proj(gated), KDAState(conv, recurrent)
