@@ -34,7 +34,7 @@ def test_rendered_prompt_and_reply_are_the_training_ids(question: str, reply: st
     )
     document = Encoder(TOKENIZER).document(Document("any", question, reply))
     assert TOKENIZER.encode(prompt + reply) == document.ids[:-1]
-    assert len(TOKENIZER.encode(prompt)) == document.prompt_tokens
+    assert document.completions == ((len(TOKENIZER.encode(prompt)), len(document.ids)),)
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
     assert TOKENIZER.apply_chat_template(turns, tokenize=True)["input_ids"] == document.ids
 

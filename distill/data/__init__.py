@@ -1,0 +1,7 @@
+"""What stages read: documents of any source, by number, and the packed batches made of them."""
+
+from distill.data.documents import open_documents
+from distill.data.encode import Encoder
+from distill.data.packing import Batch, Stream, Tokens, pack
+
+__all__ = ["Batch", "Encoder", "Stream", "Tokens", "open_documents", "pack"]
