@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 from transformers.masking_utils import find_packed_sequence_indices
 
 from distill.data import Batch
-from distill.students.hybrid import KDA, HybridDecoderLayer, HybridForCausalLM, hybrid_config
+from distill.students.convert import assembled, new_student  # noqa: F401  # moved there
+from distill.students.hybrid import KDA, HybridDecoderLayer, HybridForCausalLM
 
 
 def trainable_in(kind: str) -> Callable[[str], bool]:
@@ -113,29 +114,3 @@ def loss_in(kind: str, teacher: Any, student: Any) -> Callable[[Batch], Tensor]:
     if kind in ("1", "2"):
         return lambda batch: alignment_loss(teacher, student, batch)
     return lambda batch: distillation_loss(teacher, student, batch)
-
-
-def new_student(teacher: Qwen3ForCausalLM, seed: int, **kda: Any) -> HybridForCausalLM:
-    """An all-KDA student: values, outputs, MLPs, norms and embedding are the teacher's, queries and keys random.
-
-    The draw leaves torch's generator as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = HybridForCausalLM(hybrid_config(teacher.config, (), **kda))
-    state = student.state_dict()
-    for name, value in teacher.state_dict().items():
-        own = name.replace(".self_attn.", ".mixer.")
-        if own in state and not own.endswith(("mixer.q_proj.weight", "mixer.k_proj.weight")):
-            state[own] = value.clone()
-    student.load_state_dict(state)
-    return student
-
-
-def assembled(teacher: Qwen3ForCausalLM, student: HybridForCausalLM, kept: tuple[int, ...]) -> HybridForCausalLM:
-    """The student with the teacher's attention put back in the layers `kept`; weights are copies."""
-    own = student.config
-    hybrid = HybridForCausalLM(hybrid_config(teacher.config, kept, query_scale=own.query_scale, chunk_size=own.chunk_size))
-    available = {**teacher.state_dict(), **student.state_dict()}
-    hybrid.load_state_dict({name: available[name].clone() for name in hybrid.state_dict()})
-    return hybrid

@@ -1,73 +1,76 @@
-"""`plies_hybrid`: a Qwen3 stack in which some layers keep softmax attention and the others have KDA instead.
+"""`plies_hybrid`: a stack of Qwen3's, Qwen2's or Llama's kind in which mixers stand in the place of some attention.
 
-Everything but the mixer is transformers' own Qwen3 code (5.x). KDA layers use no positions (NoPE); attention layers use
-RoPE and QK norm as the teacher does. Packed documents are marked as in transformers: no attention mask, and
-`position_ids` that restart; attention is then block-diagonal and KDA starts anew. Generation uses `DynamicCache`, in
-which a KDA layer is a `KDACacheLayer`. `register` makes the Auto classes know the architecture.
+Everything but the mixers is transformers' own code (5.x). Kept attention layers use RoPE, and QK norm and biases as the
+teacher does. Packed documents are marked as in transformers, by `position_ids` that restart and no attention mask, or by
+`cu_seqlens`; attention is then block-diagonal and mixers start anew. Generation uses `DynamicCache`, in which a mixer's
+layer is a `MixerCacheLayer`. `register` makes the Auto classes know the architecture.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers import initialization as init
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask, find_packed_sequence_indices
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm, Qwen3RotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
-from distill.students.kda import KDAState, KimiDeltaAttention
+from distill.students.base import Mixer, MixerConfig
+from distill.students.kda import KimiDeltaAttention
+from distill.students.mamba2 import Mamba2
 
 ATTENTION, KDA = "full_attention", "kda"
+MIXERS: dict[str, type[Mixer]] = {KDA: KimiDeltaAttention, "mamba2": Mamba2}
+"""Layer type -> the mixer in that layer."""
 
 
 @strict
-class HybridConfig(Qwen3Config):
-    """Qwen3's configuration, with `layer_types` of `full_attention` or `kda`, one per layer."""
+class HybridConfig(MixerConfig):
+    """`layer_types` has one of `full_attention` or MIXERS for each layer."""
 
     model_type = "plies_hybrid"
 
-    query_scale: float | None = None
-    """Factor on KDA queries; None means head_dim ** -0.5."""
-    chunk_size: int = 16
-    """Tokens per chunk of the fast form; changes speed, not results."""
+    mlp_bias: bool = False
 
     def validate_layer_type(self) -> None:
         """Refuses layer types other than ours, or a list of another length than the stack."""
-        unknown = sorted(set(self.layer_types or ()) - {ATTENTION, KDA})
-        if unknown or len(self.layer_types or ()) != self.num_hidden_layers:
+        known = (ATTENTION, *MIXERS)
+        if set(self.layer_types or ()) - set(known) or len(self.layer_types or ()) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types must be {self.num_hidden_layers} of '{ATTENTION}' or '{KDA}', found {self.layer_types}"
+                f"layer_types must be {self.num_hidden_layers} of {', '.join(known)}, found {self.layer_types}"
             )
 
 
-class KDACacheLayer(CacheLayerMixin):
-    """State of one KDA layer in a transformers cache. It cannot be cropped: a recurrence does not run backwards."""
+class MixerCacheLayer(CacheLayerMixin):
+    """State of one mixer in a transformers cache. It cannot be cropped: a recurrence does not run backwards."""
 
-    _layer_type = KDA
     supports_early_init = False
     fixed_size_state = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.state: KDAState | None = None
+        self.state: Any = None
+        """A dataclass of tensors, the batch in front."""
         self.seen = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare: the first update brings the state."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Takes a convolution state and a recurrent state, in the places of keys and values."""
-        self.state = KDAState(key_states, value_states)
-        self.is_initialized = True
-        return key_states, value_states
+    def update(self, state: Any, tokens: int) -> None:
+        """Takes the state after `tokens` more."""
+        self.state, self.is_initialized = state, True
+        self.seen += tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Key length and offset as of a full attention layer that has seen the same tokens."""
@@ -87,8 +90,7 @@ class KDACacheLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps the rows `indices` of the batch, in that order, repeated where an index is repeated."""
-        if self.state is not None:
-            self.state = KDAState(self.state.conv[indices], self.state.recurrent[indices])
+        self._change(lambda tensor: tensor[indices])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows in the order of `beam_idx`."""
@@ -96,9 +98,27 @@ class KDACacheLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row `repeats` times in a row."""
+        self._change(lambda tensor: tensor.repeat_interleave(repeats, 0))
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.state is not None:
-            conv, recurrent = (s.repeat_interleave(repeats, 0) for s in (self.state.conv, self.state.recurrent))
-            self.state = KDAState(conv, recurrent)
+            parts = {part.name: change(getattr(self.state, part.name)) for part in dataclasses.fields(self.state)}
+            self.state = dataclasses.replace(self.state, **parts)
+
+
+DYNAMIC_LAYER_TYPE_MAPPING.update(dict.fromkeys(MIXERS, MixerCacheLayer))
+
+
+class KeptAttention(Qwen3Attention):
+    """Softmax attention as the teacher has it, with or without QK norm and biases."""
+
+    def __init__(self, config: HybridConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        if not config.qk_norm:
+            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        if config.attention_output_bias != config.attention_bias:
+            width = config.num_attention_heads * self.head_dim
+            self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_output_bias)
 
 
 class HybridDecoderLayer(GradientCheckpointingLayer):
@@ -109,17 +129,10 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
         self.layer_idx = layer_idx
         self.layer_type = config.layer_types[layer_idx]
         if self.layer_type == ATTENTION:
-            self.self_attn = Qwen3Attention(config, layer_idx)
+            self.self_attn = KeptAttention(config, layer_idx)
         else:
-            self.mixer = KimiDeltaAttention(
-                config.hidden_size,
-                config.num_attention_heads,
-                config.num_key_value_heads,
-                config.head_dim,
-                config.head_dim**-0.5 if config.query_scale is None else config.query_scale,
-                config.chunk_size,
-            )
-        self.mlp = Qwen3MLP(config)
+            self.mixer = MIXERS[self.layer_type](config)
+        self.mlp = LlamaMLP(config)
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -141,12 +154,22 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
             )
         else:
             cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-            mixed, state = self.mixer(normed, state=cache and cache.state, segments=segments, real=real)
+            mixed, state = self.mixer(
+                normed,
+                state=None if cache is None else cache.state,
+                segments=segments,
+                real=real,
+                position_embeddings=position_embeddings,
+            )
             if cache is not None:
-                cache.update(state.conv, state.recurrent)
-                cache.seen += normed.shape[1]
+                cache.update(state, normed.shape[1])
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+def positions_in(cu_seqlens: Tensor, places: Tensor) -> Tensor:
+    """For each of `places` its distance from the start of its document; document i is `cu_seqlens[i:i+2]`."""
+    return places - cu_seqlens[torch.searchsorted(cu_seqlens, places, right=True) - 1]
 
 
 class HybridPreTrainedModel(PreTrainedModel):
@@ -165,7 +188,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, KimiDeltaAttention):
+        if isinstance(module, Mixer):
             for name, value in module.initial_values().items():
                 init.copy_(module.get_parameter(name), value)
 
@@ -190,12 +213,14 @@ class HybridModel(HybridPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cu_seqlens: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """input_ids [batch, time] or inputs_embeds [batch, time, hidden_size] -> last_hidden_state, as the latter.
 
         `attention_mask` [batch, past + time] is 0 at padding (left, right or between). Packed documents need
-        `use_cache=False`, as in transformers' own models. Raises ValueError unless exactly one of `input_ids` and
+        `use_cache=False`, as in transformers' own models; `cu_seqlens` [documents + 1], from 0 to time, says where they
+        begin and end in place of `position_ids`. Raises ValueError unless exactly one of `input_ids` and
         `inputs_embeds` is given, and on a cache that was not made for this configuration.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -210,7 +235,8 @@ class HybridModel(HybridPreTrainedModel):
             raise ValueError("a hybrid model's cache is made for its layers: DynamicCache(config=model.config)")
         if position_ids is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = (torch.arange(x.shape[1], device=x.device) + seen)[None]
+            places = torch.arange(x.shape[1], device=x.device)
+            position_ids = (places + seen if cu_seqlens is None else positions_in(cu_seqlens, places))[None]
         masking = {
             "config": self.config,
             "inputs_embeds": x,
@@ -284,10 +310,3 @@ def register() -> None:
     """Makes AutoConfig and AutoModelForCausalLM know `plies_hybrid`. Calling it again changes nothing."""
     AutoConfig.register(HybridConfig.model_type, HybridConfig, exist_ok=True)
     AutoModelForCausalLM.register(HybridConfig, HybridForCausalLM, exist_ok=True)
-
-
-def hybrid_config(teacher: PreTrainedConfig, kept: tuple[int, ...], **kda: Any) -> HybridConfig:
-    """The configuration of a student of `teacher` that keeps softmax attention in the layers `kept`."""
-    shared = {key: value for key, value in teacher.to_dict().items() if key not in ("model_type", "architectures")}
-    shared["layer_types"] = [ATTENTION if i in kept else KDA for i in range(teacher.num_hidden_layers)]
-    return HybridConfig(**{**shared, **kda})

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from distill.recipe import TeacherConfig
-from distill.stages import assembled, new_student
+from distill.recipe import StudentConfig, TeacherConfig
+from distill.students.convert import assembled, new_student
 from distill.students.hybrid import HybridForCausalLM
 from distill.teacher import new_teacher
 from distill.tokenizer import build_tokenizer
@@ -66,7 +66,7 @@ def make_hybrid(teacher: Qwen3ForCausalLM) -> Callable[..., HybridForCausalLM]:
     """`make_hybrid(kept=(1,))` -> a student of `teacher` whose KDA weights are far from their starting values."""
 
     def make(kept: tuple[int, ...] = (1,), chunk: int = 4) -> HybridForCausalLM:
-        student = new_student(teacher, seed=1, chunk_size=chunk)
+        student = new_student(teacher, 1, StudentConfig(chunk_size=chunk))
         with torch.no_grad():
             for name, parameter in student.named_parameters():
                 if ".mixer." in name:

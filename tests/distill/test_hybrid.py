@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 import distill
 from distill.export import export_checkpoint, load_exported
-from distill.stages import new_student
-from distill.students.hybrid import HybridConfig, HybridForCausalLM, KDACacheLayer, register
+from distill.recipe import StudentConfig
+from distill.students.convert import new_student
+from distill.students.hybrid import HybridConfig, HybridForCausalLM, MixerCacheLayer, register
 
 MakeHybrid = Callable[..., HybridForCausalLM]
 KEPT = [(), (1,), (0, 2), (0, 1, 2)]
@@ -114,7 +115,7 @@ def test_beam_search_runs_on_the_cache(make_hybrid: MakeHybrid) -> None:
 def test_a_kda_cache_layer_cannot_be_cropped_but_reset(make_hybrid: MakeHybrid) -> None:
     model, ids = make_hybrid((1,)), random_ids(1, 5)
     cache = model(ids, use_cache=True).past_key_values
-    assert isinstance(cache, DynamicCache) and isinstance(cache.layers[0], KDACacheLayer)
+    assert isinstance(cache, DynamicCache) and isinstance(cache.layers[0], MixerCacheLayer)
     assert not cache.is_croppable
     cache.reset()
     assert cache.get_seq_length() == 0 and cache.layers[0].state is None
@@ -205,7 +206,7 @@ def test_unknown_layer_types_are_refused() -> None:
 
 def test_a_new_student_leaves_the_random_state(teacher: Qwen3ForCausalLM) -> None:
     before = torch.get_rng_state()
-    first, second = (new_student(teacher, seed=5).state_dict() for _ in range(2))
+    first, second = (new_student(teacher, 5, StudentConfig()).state_dict() for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from distill.data import Batch, Encoder, Tokens, pack
-from distill.recipe import StageConfig
+from distill.recipe import StageConfig, StudentConfig
 from distill.stages import (
     alignment_loss,
     assembled,
@@ -111,7 +111,7 @@ def test_no_divergence_from_oneself(teacher: Qwen3ForCausalLM, batch: Batch) -> 
 
 @torch.no_grad()
 def test_alignment_feeds_every_layer_with_the_teachers_input(teacher: Qwen3ForCausalLM, batch: Batch) -> None:
-    student = new_student(teacher, seed=3)
+    student = new_student(teacher, 3, StudentConfig())
     total = count = 0.0
     for ids, _ in separate(batch):
         states = teacher(ids[None], output_hidden_states=True).hidden_states
@@ -140,7 +140,7 @@ EXPECTED = {
 def test_a_stage_moves_its_own_parameters_and_no_others(
     kind: str, teacher: Qwen3ForCausalLM, fetch: Callable[[int], Tokens], tmp_path: Path
 ) -> None:
-    student = new_student(teacher, seed=3)
+    student = new_student(teacher, 3, StudentConfig())
     if kind in ("3a", "3b"):
         student = assembled(teacher, student, (1,))
     before = {name: value.clone() for name, value in student.named_parameters()}
@@ -155,7 +155,7 @@ def test_a_stage_moves_its_own_parameters_and_no_others(
 
 
 def test_a_new_student_has_the_teachers_values_and_random_queries(teacher: Qwen3ForCausalLM) -> None:
-    student = new_student(teacher, seed=3)
+    student = new_student(teacher, 3, StudentConfig())
     for mine, theirs in zip(student.model.layers, teacher.model.layers, strict=True):
         assert torch.equal(mine.mixer.v_proj.weight, theirs.self_attn.v_proj.weight)
         assert torch.equal(mine.mixer.o_proj.weight, theirs.self_attn.o_proj.weight)
@@ -166,7 +166,7 @@ def test_a_new_student_has_the_teachers_values_and_random_queries(teacher: Qwen3
 
 
 def test_assembled_students_share_no_memory(teacher: Qwen3ForCausalLM) -> None:
-    student = new_student(teacher, seed=3)
+    student = new_student(teacher, 3, StudentConfig())
     hybrid = assembled(teacher, student, (1,))
     with torch.no_grad():
         for parameter in hybrid.parameters():

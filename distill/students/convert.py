@@ -1,0 +1,110 @@
+"""From a teacher to a student of the same shape: which tensors become which, and what a parameter is called in recipes.
+
+Mixers call their projections as attention does, so a tensor goes where its name is. Teachers are of the Qwen3, Qwen2 and
+Llama families. Knows nothing of training or files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from distill.recipe import StudentConfig
+from distill.students.hybrid import ATTENTION, MIXERS, HybridConfig, HybridForCausalLM
+from perplexity_lies.errors import UsageError, nearest
+
+FAMILIES = ("qwen3", "qwen2", "llama")
+"""`model_type` of the teachers that a student can be made of."""
+SHARED = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+    "max_position_embeddings", "initializer_range", "rms_norm_eps", "tie_word_embeddings", "rope_parameters",
+    "attention_dropout", "pad_token_id", "bos_token_id", "eos_token_id",
+)  # fmt: skip
+"""Fields of the configuration that a student has from its teacher."""
+COPIED = {"vo": ("v_proj", "o_proj"), "qkvo": ("q_proj", "k_proj", "v_proj", "o_proj"), "random": ()}
+"""`StudentConfig.init` -> projections that start as the teacher's."""
+
+
+def group_of(name: str) -> str:
+    """Which of `recipe.GROUPS` a parameter of a teacher or student belongs to. Raises ValueError for a strange name."""
+    if ".mixer." in name:
+        return "qk" if ".q_proj." in name or ".k_proj." in name else "mixer"
+    for part, group in ((".self_attn.", "attention"), (".mlp.", "mlp"), ("norm.", "norms")):
+        if part in name:
+            return group
+    if "embed_tokens." in name or "lm_head." in name:
+        return "embedding"
+    raise ValueError(f"no group has a parameter {name}")
+
+
+def mixer_names(config: StudentConfig, layers: int) -> list[str]:
+    """The mixer of each layer. Raises UsageError on one that is not there or a list of another length."""
+    names = [config.mixer] * layers if isinstance(config.mixer, str) else list(config.mixer)
+    for name in names:
+        if name not in MIXERS:
+            raise UsageError(f"student.mixer{nearest(name, MIXERS)}", found=repr(name), mend=", ".join(MIXERS))
+    if len(names) != layers:
+        raise UsageError(f"student.mixer names {len(names)} layers", found=f"a teacher of {layers}")
+    return names
+
+
+def student_config(teacher: PreTrainedConfig, config: StudentConfig) -> HybridConfig:
+    """The configuration of a student of that teacher with a mixer in every layer.
+
+    Raises UsageError for a teacher of another family, or with other layers than full attention.
+    """
+    if teacher.model_type not in FAMILIES:
+        raise UsageError(f"a student of a {teacher.model_type} teacher", found=f"families: {', '.join(FAMILIES)}")
+    others = set(getattr(teacher, "layer_types", None) or ()) - {ATTENTION}
+    if others:
+        raise UsageError("a student of a teacher of full attention", found=f"layers of {', '.join(sorted(others))}")
+    qwen2 = teacher.model_type == "qwen2"
+    bias = qwen2 or teacher.attention_bias
+    switches = {field.name for field in dataclasses.fields(StudentConfig)} & HybridConfig.__dataclass_fields__.keys()
+    heads = teacher.num_attention_heads
+    return HybridConfig(
+        **{name: getattr(teacher, name) for name in SHARED},
+        **{name: getattr(config, name) for name in sorted(switches)},
+        num_key_value_heads=teacher.num_key_value_heads or heads,
+        head_dim=getattr(teacher, "head_dim", None) or teacher.hidden_size // heads,
+        layer_types=mixer_names(config, teacher.num_hidden_layers),
+        qk_norm=teacher.model_type == "qwen3",
+        attention_bias=bias,
+        attention_output_bias=bias and not qwen2,
+        mlp_bias=getattr(teacher, "mlp_bias", False),
+    )
+
+
+def new_student(teacher: PreTrainedModel, seed: int, config: StudentConfig) -> HybridForCausalLM:
+    """A student with a mixer in every layer: MLPs, norms, embedding and the projections of `config.init` are the teacher's.
+
+    A mixer that is attention itself starts as the teacher's whatever `init` says. Weights are copies; the draw leaves
+    torch's generator as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = HybridForCausalLM(student_config(teacher.config, config))
+    copied = COPIED[config.init]
+    state, given = student.state_dict(), teacher.state_dict()
+    for name, value in given.items():
+        before, attention, part = name.partition(".self_attn.")
+        if attention:
+            layer = student.get_submodule(before)
+            if not layer.mixer.starts_as_attention and part.partition(".")[0] not in copied:
+                continue
+            name = f"{before}.mixer.{part}"
+        state[name] = value.clone()
+    student.load_state_dict(state)
+    return student
+
+
+def assembled(teacher: PreTrainedModel, student: HybridForCausalLM, kept: tuple[int, ...]) -> HybridForCausalLM:
+    """The student with the teacher's attention put back in the layers `kept`; weights are copies."""
+    types = [ATTENTION if i in kept else name for i, name in enumerate(student.config.layer_types)]
+    with torch.random.fork_rng(devices=[]):
+        hybrid = HybridForCausalLM(HybridConfig(**{**student.config.to_dict(), "layer_types": types}))
+    available = {**teacher.state_dict(), **student.state_dict()}
+    hybrid.load_state_dict({name: available[name].clone() for name in hybrid.state_dict()})
+    return hybrid
