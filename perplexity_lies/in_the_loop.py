@@ -1,0 +1,46 @@
+"""A training loop's window on the harness: a checkpoint directory in, plain scores by task, protocol and item out.
+
+A training loop calls what `measurer` gives, and knows nothing of suites, engines or protocols. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Measured = dict[str, dict[str, dict[str, Any]]]
+"""Task -> protocol -> {"items": {item: score in [0, 1]}, "statuses": {status: records}}."""
+
+
+def measurer(
+    *, suite: str | Path, out: Path, data: Path | None = None, limit: int | None = None, device: str = "auto"
+) -> Callable[[Path], Measured]:
+    """A function that runs `suite` on a checkpoint directory under both protocols.
+
+    Runs go to `out/runs`, where the same weights are not asked twice. Raises UsageError or MissingError at once when the
+    suite or its data are not there; the function itself raises what `evaluate` raises.
+    """
+    from perplexity_lies.evaluate import evaluate
+    from perplexity_lies.mirror import open_mirror
+    from perplexity_lies.suite import load_suite
+
+    mirror = open_mirror(data)
+    for name in load_suite(suite).datasets:
+        mirror.digest(name)
+
+    def measure(checkpoint: Path) -> Measured:
+        run = evaluate(str(checkpoint), suite=suite, out=out, data=data, limit=limit, device=device, quiet=True)
+        items: dict[tuple[str, str], dict[str, float]] = {}
+        statuses: dict[tuple[str, str], Counter[str]] = {}
+        for record in run.records():
+            key = record.task, record.protocol
+            items.setdefault(key, {})[record.item] = record.score
+            statuses.setdefault(key, Counter())[str(record.status)] += 1
+        measured: Measured = {}
+        for (task, protocol), scores in items.items():
+            measured.setdefault(task, {})[protocol] = {"items": scores, "statuses": dict(statuses[task, protocol])}
+        return measured
+
+    return measure
