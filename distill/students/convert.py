@@ -46,7 +46,9 @@ def mixer_names(config: StudentConfig, layers: int) -> list[str]:
         if name not in MIXERS:
             raise UsageError(f"student.mixer{nearest(name, MIXERS)}", found=repr(name), mend=", ".join(MIXERS))
     if len(names) != layers:
-        raise UsageError(f"student.mixer names {len(names)} layers", found=f"a teacher of {layers}")
+        raise UsageError(
+            "student.mixer has one name, or one for each layer", found=f"{len(names)} mixers for {layers} layers"
+        )
     return names
 
 

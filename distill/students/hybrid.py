@@ -27,11 +27,20 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
 from distill.students.base import Mixer, MixerConfig
+from distill.students.gated_deltanet import GatedDeltaNet
+from distill.students.gla import GatedLinearAttention
 from distill.students.kda import KimiDeltaAttention
 from distill.students.mamba2 import Mamba2
+from distill.students.swa import SlidingWindowAttention
 
 ATTENTION, KDA = "full_attention", "kda"
-MIXERS: dict[str, type[Mixer]] = {KDA: KimiDeltaAttention, "mamba2": Mamba2}
+MIXERS: dict[str, type[Mixer]] = {
+    KDA: KimiDeltaAttention,
+    "gdn": GatedDeltaNet,
+    "gla": GatedLinearAttention,
+    "mamba2": Mamba2,
+    "swa": SlidingWindowAttention,
+}
 """Layer type -> the mixer in that layer."""
 
 

@@ -63,10 +63,11 @@ def teacher(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
 
 @pytest.fixture
 def make_hybrid(teacher: Qwen3ForCausalLM) -> Callable[..., HybridForCausalLM]:
-    """`make_hybrid(kept=(1,))` -> a student of `teacher` whose KDA weights are far from their starting values."""
+    """`make_hybrid(kept=(1,))` -> a student of `teacher` whose mixers' weights are far from their starting values."""
 
-    def make(kept: tuple[int, ...] = (1,), chunk: int = 4) -> HybridForCausalLM:
-        student = new_student(teacher, 1, StudentConfig(chunk_size=chunk))
+    def make(kept: tuple[int, ...] = (1,), mixer: str | tuple[str, ...] = "kda") -> HybridForCausalLM:
+        config = StudentConfig(mixer=mixer, chunk_size=4, sliding_window=4, attention_sinks=2)
+        student = new_student(teacher, 1, config)
         with torch.no_grad():
             for name, parameter in student.named_parameters():
                 if ".mixer." in name:
