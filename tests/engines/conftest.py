@@ -59,6 +59,10 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         linear_value_head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
         shared_expert_intermediate_size=16, layer_types=["linear_attention", "full_attention", "linear_attention"],
     ),
+    "hybrid-mamba2": lambda: _hybrid(layer_types=["mamba2", "full_attention", "mamba2", "swa"], sliding_window=12),
+    "hybrid-mixture": lambda: _hybrid(
+        layer_types=["kda", "gdn", "gla", "swa"], sliding_window=24, attention_sinks=2, output_norm=True,
+    ),
     "hybrid-kda": lambda: _hybrid(layer_types=["kda", "full_attention", "kda", "kda"]),
     "pure-kda": lambda: _hybrid(layer_types=["kda"] * 4),
 }  # fmt: skip
