@@ -6,8 +6,10 @@
 With a log decay per key channel (g [batch, time, heads, keys]) delta is KDA (arXiv 2510.26692) and linear GLA (2312.06635);
 with one per head (g [batch, time, heads, 1]) they are Gated DeltaNet (2412.06464) and Mamba2's SSD (2405.21060).
 
-The loops are the definition. The fast forms take their decays as differences of cumulative log decays that are masked
-*before* the exponential: every exponent is <= 0, and no gate, however strong, can overflow.
+The loops are the definition. The fast forms cut time into chunks and join tokens within a chunk two by two, four by four ...:
+a decay between two tokens is the product of the decays to and from the border between them (GLA's secondary chunking,
+taken to its end), and so never above 1: no gate, however strong, can overflow, nothing is divided, and a document begins
+where a decay is 0. Memory is linear in time.
 Everything is float32 or float64, nothing is scaled. Knows nothing of layers, kernels or caches.
 """
 
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_TOKENS = 16
-"""Tokens per chunk of the fast forms; changes speed and memory, not results."""
+"""Tokens per chunk of the fast forms, rounded up to a power of two; changes speed and memory, not results."""
 
 
 def recurrent_linear(
@@ -58,6 +60,91 @@ def _decayed(state: Tensor, g: Tensor, segments: Tensor | None, t: int) -> Tenso
     return state * g[:, t].exp()[..., None]
 
 
+def _pairs(x: Tensor, dim: int) -> Tensor:
+    """Blocks along `dim`, two by two: [..., blocks, ...] -> [..., blocks / 2, 2, ...]."""
+    return x.unflatten(dim, (-1, 2))
+
+
+def _joined(rows: Tensor, keys: Tensor, decay: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Products of rows with every earlier key of their chunk, decayed by what lies between.
+
+    rows: [..., chunk, n, width], n of them for each token; keys: [..., chunk, width]; decay, in [0, 1]: as keys or
+    [..., chunk, 1]. Blocks of one token are joined into blocks of two, these into blocks of four, until they are chunks.
+    Returns for each size of block that was joined the products of right blocks with left ones [..., pairs, size, n, size];
+    the rows, decayed from before the chunk; the keys, decayed to its end; the decay of all of it [..., 1, width or 1].
+    """
+    total = decay[..., None, :]
+    rows, keys = (rows * total)[..., None, :, :], keys[..., None, :]
+    products = []
+    while total.shape[-3] > 1:
+        rows, keys, (left, right) = _pairs(rows, -4), _pairs(keys, -3), _pairs(total, -3).unbind(-3)
+        late, early = rows[..., 1, :, :, :], keys[..., 0, :, :]
+        products.append((late.flatten(-3, -2) @ early.mT).unflatten(-2, late.shape[-3:-1]))
+        one = torch.ones_like(left)
+        rows = (rows * torch.stack((one, left), -3)[..., None, :]).flatten(-4, -3)
+        keys = (keys * torch.stack((right, one), -3)).flatten(-3, -2)
+        total = left * right
+    return products, rows.squeeze(-4), keys.squeeze(-3), total.squeeze(-3)
+
+
+def _triangle(diagonal: Tensor, corners: list[Tensor], *, inverted: bool = False) -> Tensor:
+    """The lower triangular matrix, or with a diagonal of ones its inverse, of given diagonal and off-diagonal blocks.
+
+    diagonal: [..., chunk]; corners: [..., pairs, size, size] for each size. Returns [..., chunk, chunk].
+    """
+    blocks = diagonal[..., None, None]
+    for corner in corners:
+        upper, lower = _pairs(blocks, -3).unbind(-3)
+        corner = -(lower @ corner @ upper) if inverted else corner
+        blocks = torch.cat((F.pad(upper, (0, upper.shape[-1])), torch.cat((corner, lower), -1)), -2)
+    return blocks.squeeze(-3)
+
+
+def _chunked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor | None,
+    state: Tensor,
+    segments: Tensor | None,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Either recurrence; without `beta` it is `linear`. What a token writes is its value, less what delta erases:
+
+    written = v - (rows of beta * k) S - tril(beta k k^T) written,     outputs = (rows of q) S + tril(q k^T) written
+    """
+    batch, time, heads, _ = q.shape
+    size = 1 << (min(chunk, time) - 1).bit_length()
+    padding = -time % size
+
+    def chunks(x: Tensor) -> Tensor:
+        """[batch, time, heads, n] -> [batch * heads, chunks, size, n]."""
+        return F.pad(x.transpose(1, 2), (0, 0, 0, padding)).reshape(batch * heads, -1, size, x.shape[-1])
+
+    if segments is not None:
+        begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
+        g = g.masked_fill(begins[..., None, None], -torch.inf)
+    q, k, v, decay = chunks(q), chunks(k), chunks(v), chunks(g).exp()
+    rows = q[..., None, :]
+    if beta is not None:
+        beta = chunks(beta[..., None])
+        rows, v = torch.stack((q, beta * k), -2), beta * v
+    products, rows, keys, total = _joined(rows, k, decay)
+    weights = _triangle((q * k).sum(-1), [product[..., 0, :] for product in products])
+    if beta is not None:
+        solved = _triangle(torch.ones_like(k[..., 0]), [product[..., 1, :] for product in products], inverted=True)
+
+    outputs, state = [], state.flatten(0, 1)
+    for n in range(q.shape[1]):
+        read = (rows[:, n].flatten(1, 2) @ state).unflatten(1, (size, -1))
+        written = v[:, n] if beta is None else solved[:, n] @ (v[:, n] - read[:, :, 1])
+        outputs.append(torch.baddbmm(read[:, :, 0], weights[:, n], written))
+        state = torch.baddbmm(total[:, n].mT * state, keys[:, n].mT, written)
+    out, state = (x.unflatten(0, (batch, heads)) for x in (torch.cat(outputs, 1), state))
+    return out[:, :, :time].transpose(1, 2), state
+
+
 def chunked_linear(
     q: Tensor,
     k: Tensor,
@@ -68,7 +155,7 @@ def chunked_linear(
     *,
     chunk: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent_linear`, `chunk` tokens at a time; any time length, any chunk size."""
+    """The same as `recurrent_linear`, `chunk` tokens at a time; any time length."""
     return _chunked(q, k, v, g, None, state, segments, chunk)
 
 
@@ -83,57 +170,5 @@ def chunked_delta(
     *,
     chunk: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent_delta`, `chunk` tokens at a time; any time length, any chunk size."""
+    """The same as `recurrent_delta`, `chunk` tokens at a time; any time length."""
     return _chunked(q, k, v, g, beta, state, segments, chunk)
-
-
-def _chunked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor | None,
-    state: Tensor,
-    segments: Tensor | None,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    batch, time, heads, keys = q.shape
-    values = v.shape[-1]
-    padding = -time % chunk
-    if segments is None:
-        segments = torch.zeros((batch, time), dtype=torch.int64, device=q.device)
-
-    def blocks(x: Tensor) -> Tensor:
-        """[batch, time, heads, n] -> [batch, heads, blocks, chunk, n]."""
-        x = F.pad(x, (0, 0, 0, 0, 0, padding))
-        return x.view(batch, -1, chunk, heads, x.shape[-1]).permute(0, 3, 1, 2, 4)
-
-    q, k, v, g = (blocks(x) for x in (q, k, v, g))
-    segments = F.pad(segments[:, None], (0, padding), mode="replicate")[:, 0].view(batch, 1, -1, chunk)
-    before = torch.cat((segments[..., :1, 0], segments[..., :-1, -1]), -1)
-    same = segments[..., :, None] == segments[..., None, :]
-    carried = (segments == before[..., None])[..., None].to(q.dtype)
-
-    decay = g.cumsum(-2)
-    later = torch.ones((chunk, chunk), dtype=torch.bool, device=q.device).tril()
-    pairs = decay[..., :, None, :] - decay[..., None, :, :]
-    weighted = pairs.masked_fill(~(same & later)[..., None], -torch.inf).exp() * k[..., None, :, :]
-    from_start = decay.exp() * carried
-    queries, weights = q * from_start, (weighted @ q[..., None])[..., 0]
-    to_end, kept = weighted[..., -1, :, :], from_start[..., -1, :]
-    if beta is None:
-        solved_v, solved_k = v, None
-    else:
-        beta = blocks(beta[..., None])
-        lower = (beta * (weighted @ k[..., None])[..., 0]).tril(-1)
-        system = lower + torch.eye(chunk, dtype=q.dtype, device=q.device)
-        right = torch.cat((beta * v, beta * k * from_start), -1)
-        solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-        solved_v, solved_k = solved.split((values, keys), -1)
-
-    outputs = []
-    for n in range(q.shape[2]):
-        written = solved_v[:, :, n] if solved_k is None else solved_v[:, :, n] - solved_k[:, :, n] @ state
-        outputs.append(queries[:, :, n] @ state + weights[:, :, n] @ written)
-        state = kept[:, :, n, :, None] * state + to_end[:, :, n].mT @ written
-    return torch.stack(outputs, 2).permute(0, 2, 3, 1, 4).reshape(batch, -1, heads, values)[:, :time], state

@@ -84,13 +84,48 @@ def test_the_loops_are_the_matrix_recurrences(rule: Rule) -> None:
             torch.testing.assert_close(final[b, h], s)
 
 
-def test_strong_decay_neither_overflows_nor_loses_gradients(rule: Rule) -> None:
-    inputs = random_inputs(rule, strength=200.0, dtype=torch.float32)
-    slow, _ = rule.loop(*inputs)
-    fast, state = rule.fast(*inputs, chunk=16)
-    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
-    gradients = torch.autograd.grad(fast.square().sum() + state.sum(), inputs)
-    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+@pytest.mark.parametrize("strength", [0.0, 0.01, 1.0, 200.0])
+def test_single_precision_holds_for_gates_of_any_strength(rule: Rule, strength: float) -> None:
+    inputs = random_inputs(rule, strength, torch.float32)
+    results = []
+    for form in (rule.loop, rule.fast):
+        out, state = form(*inputs)
+        results.append((out, state, *torch.autograd.grad(out.sum() + state.sum(), inputs)))
+    for slow, fast in zip(*results, strict=True):
+        assert torch.isfinite(fast).all()
+        torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+
+
+def test_gates_that_close_wholly_lose_no_gradient(rule: Rule) -> None:
+    q, k, v, g, *rest = random_inputs(rule, dtype=torch.float32)
+    inputs = [q, k, v, (g * 1e30).detach().requires_grad_(), *rest]
+    out, state = rule.fast(*inputs)
+    torch.testing.assert_close(out, rule.loop(*inputs)[0])
+    assert all(torch.isfinite(x).all() for x in torch.autograd.grad(out.sum() + state.sum(), inputs))
+
+
+def test_the_same_key_over_and_over_is_solved_exactly() -> None:
+    q, k, v, g, beta, state = random_inputs(RULES["kda"], strength=0.0, dtype=torch.float32, time=64)
+    inputs = (q, k[:, :1].expand_as(k), v, g, torch.ones_like(beta), state)
+    torch.testing.assert_close(chunked_delta(*inputs, chunk=64)[0], recurrent_delta(*inputs)[0], rtol=1e-5, atol=1e-5)
+
+
+def saved_bytes(form: Callable[..., Any], inputs: list[Tensor]) -> int:
+    """What autograd keeps for the backward pass."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        form(*inputs)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def test_memory_grows_with_time_and_not_faster(rule: Rule) -> None:
+    short, long = (saved_bytes(rule.fast, random_inputs(rule, time=time)) for time in (256, 1024))
+    assert long <= 4.01 * short
 
 
 def test_state_carries_over(rule: Rule) -> None:
