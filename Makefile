@@ -62,7 +62,7 @@ gpu-check: $(VENV)/.dev
 	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script --device cuda; done
 
 embedded-pair: $(VENV)/.all
-	$(BIN)/python -m distill run miniature --out build/embedded-pair
+	$(BIN)/plies distill run miniature --out build/embedded-pair
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,56 +1,149 @@
-"""`python -m distill` and `plies distill`: a thin skin over the pipeline."""
+"""`plies distill`: a thin skin over recipes, plans and grids. What measures a checkpoint comes in as the context's object."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perplexity_lies.errors import EXIT_INTERRUPTED, PliesError
+if TYPE_CHECKING:
+    from distill.measure import Measure
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+MakeMeasure = Callable[..., Any]
+"""Called with `suite`, `out`, `data`, `limit`, `device`; gives a `distill.measure.Measure`."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make students of a teacher: recipes, what they will cost, grids of ablations.",
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A bundled recipe (miniature, gendistill-qwen3-0.6b, radlads) or a file.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Overlay, such as stage3b.objective=sft; may be repeated.")
+]
+TeacherOption = Annotated[
+    str | None, typer.Option("--teacher", help="Directory, hub name or builtin:teacher in the place of the recipe's.")
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Directory for checkpoints, report and the stages' state.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", envvar="PLIES_DATA", help="Offline mirror of the suite's datasets.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Measure on the first items of each task only.")
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads; more than one seldom helps at miniature size.")]
 
 
-@app.callback()
-def _root() -> None:
-    """Make students: run a recipe of teacher and student."""
+def _settings(teacher: str | None, given: list[str] | None) -> list[str]:
+    return [*([f"teacher={teacher}"] if teacher else []), *(given or [])]
 
 
-@app.command(epilog="python -m distill run miniature --out build/embedded-pair")
-def run(
-    recipe: Annotated[str, typer.Argument(help="A bundled recipe's name (miniature) or a recipe file.")],
-    out: Annotated[Path, typer.Option(help="Directory for teacher/, student/ and the stages' state.")],
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; more than one seldom helps at this size.")] = 1,
-) -> None:
-    """Run a recipe; the same command after an interruption continues."""
-    from distill.recipe import load_recipe
-
-    parsed = load_recipe(recipe)
-
+def _prepared(device: str, threads: int) -> str:
+    """Sets torch's threads, silences progress bars of other libraries, gives the device of this process."""
     import torch
     from transformers.utils import logging
 
-    from distill.pipeline import run_recipe
+    from distill.distributed import start
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
-    scores = run_recipe(parsed, out)
-    typer.echo(f"{'checkpoint':<12}{'task':<12}{'log-likelihood':>15}{'generation':>12}")
-    for name, tasks in scores.items():
-        for task, s in tasks.items():
+    return start(device)
+
+
+@app.command(epilog="plies distill run miniature --out build/embedded-pair")
+def run(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    out: OutOption,
+    teacher: TeacherOption = None,
+    settings: SetOption = None,
+    select_by: Annotated[
+        str | None, typer.Option(help="Export the last weights, or the best by generation, loglikelihood or kl.")
+    ] = None,
+    data: DataOption = None,
+    limit: LimitOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 1,
+) -> None:
+    """Make a student; the same command after an interruption continues. Under torchrun, every process runs it."""
+    from distill.recipe import load_recipe
+
+    chosen = [f"select_by={select_by}"] if select_by else []
+    parsed = load_recipe(recipe, [*_settings(teacher, settings), *chosen])
+    where = _prepared(device, threads)
+    make: MakeMeasure = context.obj
+    measure: Measure | None = None
+    if parsed.suite:
+        measure = make(suite=parsed.suite, out=out / "measured", data=data, limit=limit, device=where)
+
+    from distill.measure import task_scores
+    from distill.pipeline import run_recipe
+
+    scores = run_recipe(parsed, out, device=where, measure=measure)
+    if scores:
+        typer.echo(f"{'checkpoint':<12}{'task':<12}{'log-likelihood':>15}{'generation':>12}")
+    for name, found in scores.items():
+        for task, s in task_scores(found).items():
             typer.echo(f"{name:<12}{task:<12}{s.loglikelihood:>14.1f}%{s.generation:>11.1f}%")
-    typer.echo(f"{out / 'teacher'}\n{out / 'student'}")
+    typer.echo(f"{out / 'student'}\n{out / 'report.html'}")
 
 
-def main() -> None:
-    """Run the command line and exit."""
-    try:
-        app(prog_name="distill")
-    except PliesError as error:
-        print(f"distill: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("distill: interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+@app.command(epilog="plies distill plan gendistill-qwen3-0.6b --device h200")
+def plan(
+    recipe: RecipeArgument,
+    device: Annotated[str, typer.Option("--device", help="A device of the plan's table, such as h200.")] = "h200",
+    teacher: TeacherOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Tokens, steps, FLOPs, memory and hours of a recipe, before anything starts."""
+    from rich.console import Console
+
+    from distill.plan import plan as make_plan
+    from distill.plan import render_plan
+    from distill.recipe import load_recipe
+
+    Console().print(render_plan(make_plan(load_recipe(recipe, _settings(teacher, settings)), device)))
+
+
+@app.command(epilog="plies distill ablate miniature-findings --out build/findings")
+def ablate(
+    context: typer.Context,
+    grid: Annotated[str, typer.Argument(help="A bundled grid (miniature-findings) or a file.")],
+    out: OutOption,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", help="Train these seeds alone; processes can share a grid so.")
+    ] = None,
+    data: DataOption = None,
+    limit: LimitOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 1,
+) -> None:
+    """Train every arm of a grid from common stages, measure all under both protocols, print both rankings."""
+    from rich.console import Console
+
+    from distill.ablate import load_grid, render, run_grid
+    from distill.recipe import load_recipe
+    from perplexity_lies.errors import UsageError
+
+    asked = load_grid(grid)
+    suite = load_recipe(asked.recipe, asked.set).suite
+    if not suite:
+        raise UsageError(f"recipe '{asked.recipe}' names no suite to measure the arms on", mend="suite: miniature")
+    where = _prepared(device, threads)
+    make: MakeMeasure = context.obj
+    measure = make(suite=suite, out=out / "measured", data=data, limit=limit, device=where)
+    console = Console()
+    found = run_grid(asked, out, device=where, measure=measure, seeds=seed or (), console=console)
+    if found is None:
+        console.print("other seeds are not done yet: run the same command without --seed when they are")
+        return
+    for table in render(found):
+        console.print(table)
+    console.print(str(out / "ablation.json"), soft_wrap=True, highlight=False)

@@ -1,102 +1,346 @@
-"""A recipe from beginning to end: teacher, layer selection, student, checkpoints, cards.
+"""A recipe from beginning to end: teacher, alignment, layer selection, distillation, checkpoints.
 
-    stages pretrain -> teacher/ -> stages 1, 2 (all KDA) -> selection -> stages 3a, 3b (hybrid) -> student/
+    teacher -> stages 1, 2 (every layer a mixer) -> selection -> stages 3a, 3b (hybrid) -> student/
 
 The student is made from the teacher *as exported* (rounded to bfloat16), the one that everybody else can load. Every
-stage keeps its state in `stages/`; the same call after a kill goes on where it was.
+stage keeps its state in a directory named after everything that led to it, so the same call after a kill goes on where it
+was, and recipes that begin alike share what they have in common (`distill.ablate`). Knows nothing of how a checkpoint is
+measured: that is a function it is given.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distill.cards import write_cards
-from distill.data import Encoder, Tokens, pack
+from distill.data import Batch, Stream, open_documents
+from distill.distributed import is_first, wait_for_all
 from distill.export import export_checkpoint, load_exported
-from distill.measure import TaskScores, measure_task
-from distill.recipe import Recipe, StageConfig
+from distill.measure import PROTOCOLS, Measure, Scores, percent
+from distill.recipe import LAYER_PLANS, Recipe, StageConfig, StudentConfig, TeacherConfig
+from distill.report import write_report
 from distill.selection import Selection, select_layers
-from distill.stages import assembled, distillation_loss, loss_in, new_student, trainable_in
+from distill.stages import StageLoss, loss_in, mean_kl, trainable_in
+from distill.students.convert import assembled, new_student
+from distill.students.hybrid import HybridForCausalLM
 from distill.teacher import new_teacher
 from distill.tokenizer import build_tokenizer
-from distill.train import Stream, Tally, train
+from distill.train import Tally, opening_check, train
+from perplexity_lies.checkpoint import resolve
 from perplexity_lies.errors import UsageError
-from suites.miniature.catalogue import TASKS, all_items
-from suites.miniature.stream import Mixture, make_document
-from suites.miniature.world import Item, make_world, vocabulary
+from suites.miniature.catalogue import all_items
+from suites.miniature.world import vocabulary
 
-SELECTION_SEED = 999_983
-"""Stream seed of the documents on which layer sets are scored."""
+HELD_SEED = 999_983
+"""Data seed of the documents on which layer sets and checkpoints are scored and stages checked; no stage trains on it."""
+BETTER = {"generation": max, "loglikelihood": max, "kl": min}
+"""Which way is up for each criterion that a checkpoint is selected by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A loaded teacher, frozen."""
+
+    name: str
+    path: Path
+    digest: str
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """The student at one moment of a stage."""
+
+    stage: str
+    step: int
+    tokens: int
+    """Tokens that stages 3 have seen up to here."""
+    kl: float
+    """Mean KL(teacher || student) on held-out completions, nats per token."""
+    scores: dict[str, float]
+    """Protocol -> percent of items; empty when nothing measures."""
+    checkpoint: str
+    """Directory of the exported weights when they were kept, or empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """All-mixer students after stages 1 and 2, by mixer."""
+
+    students: dict[str, HybridForCausalLM]
+    key: str
+    """Everything that led here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """How a stage ended: what the next one must find."""
+
+    loss: StageLoss
+    batch: Batch
+    value: float
+
+
+def digest(*parts: Any) -> str:
+    """Ten hexadecimal digits over plain values."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def mixer_name(mixer: str | tuple[str, ...]) -> str:
+    """One word for a student's mixers."""
+    return mixer if isinstance(mixer, str) else "-".join(mixer)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 class Workshop:
-    """What the stages of one recipe share: the world, the tokenizer, the items held out, the directory."""
+    """One directory of stages, and what they share: device, documents, the function that measures."""
 
-    def __init__(self, recipe: Recipe, directory: Path) -> None:
-        self.recipe, self.directory = recipe, directory
-        self.world = make_world()
-        self.items: dict[str, list[Item]] = all_items()
-        self.held_out = frozenset(item.question for items in self.items.values() for item in items)
-        self.tokenizer: PreTrainedTokenizerBase = build_tokenizer(vocabulary())
-        self.encoder = Encoder(self.tokenizer)
+    def __init__(self, directory: Path, *, device: str = "cpu", measure: Measure | None = None) -> None:
+        self.directory, self.device, self.measure = directory, device, measure
         self.tallies: dict[str, Tally] = {}
+        self.held_out = frozenset(item.question for items in all_items().values() for item in items)
 
-    def fetch(self, mixture: Mixture, seed: int) -> Callable[[int], Tokens]:
-        """Documents of a stream as tokens, by number."""
-        return lambda index: self.encoder.document(make_document(self.world, mixture, seed, index, self.held_out))
+    def stream(
+        self, recipe: Recipe, stage: StageConfig, tokenizer: PreTrainedTokenizerBase, seed: int | None = None
+    ) -> Stream:
+        """The documents of a stage, packed; `seed` in the place of its own."""
+        documents = open_documents(
+            recipe.data,
+            stage.data,
+            seed=stage.data_seed if seed is None else seed,
+            tokenizer=tokenizer,
+            length=stage.length,
+            cache=self.directory / "tokens",
+            tokens_needed=stage.steps * stage.tokens_per_step,
+            held_out=self.held_out,
+        )
+        return Stream(documents, stage.rows, stage.length, stage.prompt_weight, tokenizer.pad_token_id)
 
-    def run_stages(self, kinds: tuple[str, ...], teacher: Any, student: Any) -> None:
-        """Trains through the recipe's stages of these kinds, in order."""
-        recipe = self.recipe
+    def run_stage(
+        self,
+        recipe: Recipe,
+        stage: StageConfig,
+        before: str,
+        tokenizer: PreTrainedTokenizerBase,
+        model: nn.Module,
+        loss: StageLoss,
+        previous: Closing | None = None,
+        on_measure: Callable[[str, Tally], None] | None = None,
+    ) -> tuple[str, Closing]:
+        """Trains `model` through a stage; returns the key of what came out and how it closed.
+
+        Raises TrainingError when the model is not what `previous` left, or when the stage diverges.
+        """
+        if previous is not None:
+            opening_check(previous.value, previous.loss, previous.batch.to(self.device))
+        used = [recipe.data[name] for name in ([stage.data] if isinstance(stage.data, str) else stage.data)]
+        key = digest(before, dataclasses.asdict(stage), [dataclasses.asdict(source) for source in used])
+        directory = self.directory / "stages" / f"{stage.name}-{key}"
+        stream = self.stream(recipe, stage, tokenizer)
+        self.tallies[stage.name] = train(
+            stage,
+            model,
+            trainable_in(stage),
+            loss,
+            stream,
+            directory,
+            device=self.device,
+            on_measure=None if on_measure is None else lambda tally: on_measure(key, tally),
+        )
+        batch = self.stream(recipe, stage, tokenizer, HELD_SEED).batch(0)
+        return key, Closing(loss, batch, loss.value(batch.to(self.device)))
+
+    def teacher(self, recipe: Recipe) -> Teacher:
+        """The recipe's teacher: trained here, or loaded from where it is.
+
+        Raises MissingError or CheckpointError when it is nowhere or broken.
+        """
+        path = self.directory / "teacher"
+        if isinstance(recipe.teacher, TeacherConfig):
+            tokenizer = build_tokenizer(vocabulary())
+            raw = new_teacher(recipe.teacher, tokenizer, recipe.seed).to(self.device)
+            key = digest(dataclasses.asdict(recipe.teacher), recipe.seed)
+            for stage in recipe.stages:
+                if stage.kind == "pretrain":
+                    key, _ = self.run_stage(recipe, stage, key, tokenizer, raw, loss_in(stage, raw, raw))
+            if is_first():
+                export_checkpoint(raw, tokenizer, path)
+            wait_for_all()
+        else:
+            path = resolve(recipe.teacher).path
+        found = resolve(str(path))
+        model, tokenizer = load_exported(path)
+        name = str(path) if isinstance(recipe.teacher, TeacherConfig) else recipe.teacher
+        return Teacher(name, path, found.digest, model.to(self.device).requires_grad_(False), tokenizer)
+
+    def align(self, recipe: Recipe, teacher: Teacher, mixers: Sequence[str | tuple[str, ...]]) -> Aligned:
+        """Stages 1 and 2 for several mixers in the same teacher passes; none of them touches another."""
+        students: dict[str, HybridForCausalLM] = {}
+        for mixer in mixers:
+            config = dataclasses.replace(recipe.student, mixer=mixer)
+            students[mixer_name(mixer)] = new_student(teacher.model, recipe.seed, config).to(self.device)
+        together = nn.ModuleDict(students)
+        key = digest(teacher.digest, recipe.seed, sorted(students), _switches(recipe.student))
+        closing = None
         for stage in recipe.stages:
-            if stage.kind in kinds:
-                self.tallies[stage.name] = self._run_stage(stage, teacher, student)
+            if stage.kind in ("1", "2"):
+                loss = loss_in(stage, teacher.model, together)
+                key, closing = self.run_stage(recipe, stage, key, teacher.tokenizer, together, loss, closing)
+        if closing is not None:
+            opening_check(closing.value, closing.loss, closing.batch.to(self.device))
+        return Aligned(students, key)
 
-    def _run_stage(self, stage: StageConfig, teacher: Any, student: Any) -> Tally:
-        fetch = self.fetch(self.recipe.streams[stage.stream], stage.stream_seed)
-        stream = Stream(fetch, self.recipe.rows, self.recipe.length, self.encoder.pad_id)
-        model = teacher if stage.kind == "pretrain" else student
-        loss_of = loss_in(stage.kind, teacher, student)
-        return train(stage, model, trainable_in(stage.kind), loss_of, stream, self.directory / "stages" / stage.name)
-
-    def select(self, teacher: Any, student: Any) -> Selection:
-        """Which layers keep attention: KL on batches of the 3b stream that no stage trains on."""
-        recipe = self.recipe
-        mixture = next(recipe.streams[stage.stream] for stage in recipe.stages if stage.kind == "3b")
-        fetch, batches, position = self.fetch(mixture, SELECTION_SEED), [], 0
+    def held_batches(self, recipe: Recipe, teacher: Teacher) -> list[Batch]:
+        """Completions that no stage trains on, of the last stage's kind."""
+        stage = dataclasses.replace(recipe.stages[-1], prompt_weight=0.0)
+        stream, batches, position = self.stream(recipe, stage, teacher.tokenizer, HELD_SEED), [], 0
         for _ in range(recipe.student.selection_batches):
-            batch = pack(
-                fetch, position, rows=recipe.rows, length=recipe.length, prompt_weight=0.0, pad_id=self.encoder.pad_id
+            batches.append(stream.batch(position).to(self.device))
+            position = batches[-1].next_position
+        return batches
+
+    def kl(self, recipe: Recipe, teacher: Teacher, student: HybridForCausalLM) -> float:
+        """Mean KL(teacher || student) on `held_batches`, nats per token."""
+        return mean_kl(teacher.model, student, self.held_batches(recipe, teacher))
+
+    def select(self, recipe: Recipe, teacher: Teacher, student: HybridForCausalLM, key: str) -> Selection:
+        """Which layers keep attention: as the recipe says, or greedily by KL; kept in `stages/selection-KEY.json`.
+
+        Raises UsageError when the recipe names layers that the teacher does not have.
+        """
+        keep, layers = recipe.student.keep, teacher.model.config.num_hidden_layers
+        named = LAYER_PLANS[keep] if isinstance(keep, str) else keep
+        if isinstance(named, tuple):
+            if any(not 0 <= layer < layers for layer in named):
+                raise UsageError(
+                    "student.keep names layers that the teacher lacks", found=f"{named} of {layers} layers"
+                )
+            return Selection(tuple(sorted(set(named))), {})
+        if not 0 <= named <= layers:
+            raise UsageError(
+                f"student.keep asks for {named} of {layers} layers", mend=f"--set student.keep={layers // 4}"
             )
-            batches.append(batch)
-            position = batch.next_position
+        path = self.directory / "stages" / f"selection-{digest(key, named, recipe.student.selection_batches)}.json"
+        if path.exists():
+            kept, scored = json.loads(path.read_text(encoding="utf-8"))
+            return Selection(tuple(kept), {tuple(layer_set): kl for layer_set, kl in scored})
+        batches = self.held_batches(recipe, teacher)
+        selection = select_layers(
+            lambda kept: mean_kl(teacher.model, assembled(teacher.model, student, kept), batches), layers, named
+        )
+        if is_first():
+            write_json(path, [selection.kept, list(selection.kl_nats.items())])
+        return selection
 
-        @torch.no_grad()
-        def kl_of(kept: tuple[int, ...]) -> float:
-            hybrid = assembled(teacher, student, kept)
-            return sum(distillation_loss(teacher, hybrid, batch).item() for batch in batches) / len(batches)
+    def distil(
+        self, recipe: Recipe, teacher: Teacher, aligned: Aligned
+    ) -> tuple[HybridForCausalLM, Selection, list[Point]]:
+        """Selection and stages 3: the hybrid student, why these layers, and what it was on the way.
 
-        return select_layers(kl_of, teacher.config.num_hidden_layers, recipe.student.keep)
+        Raises TrainingError when the hybrid is not what selection saw, or when a stage diverges.
+        """
+        student = aligned.students[mixer_name(recipe.student.mixer)]
+        selection = self.select(recipe, teacher, student, aligned.key)
+        hybrid = assembled(teacher.model, student, selection.kept).to(self.device)
+        key = digest(aligned.key, mixer_name(recipe.student.mixer), selection.kept)
+        curve = Curve(self, recipe, teacher, hybrid)
+        curve.look("aligned", key, Tally())
+        seen, closing = 0, None
+        for stage in recipe.stages:
+            if stage.kind.startswith("3"):
+                loss = loss_in(stage, teacher.model, hybrid)
+                curve.begin(stage, seen)
+                key, closing = self.run_stage(
+                    recipe, stage, key, teacher.tokenizer, hybrid, loss, closing, curve.measure_in_stage
+                )
+                seen += self.tallies[stage.name].tokens
+        return hybrid, selection, curve.points
 
-    def measure(self, name: str) -> dict[str, TaskScores]:
-        """Scores of an exported checkpoint on every task."""
-        model, tokenizer = load_exported(self.directory / name)
-        return {task: measure_task(model, tokenizer, self.items[task], settings) for task, settings in TASKS.items()}
+
+def _switches(student: StudentConfig) -> dict[str, Any]:
+    """What of a student's configuration stages 1 and 2 depend on, the mixer apart."""
+    later = ("mixer", "keep", "selection_batches")
+    return {name: value for name, value in dataclasses.asdict(student).items() if name not in later}
+
+
+class Curve:
+    """A student's points over its stages 3, measured as it trains and found again after a kill.
+
+    Stays empty where nothing measures and the last weights are what is wanted.
+    """
+
+    def __init__(self, shop: Workshop, recipe: Recipe, teacher: Teacher, student: HybridForCausalLM) -> None:
+        self.shop, self.recipe, self.teacher, self.student = shop, recipe, teacher, student
+        self.points: list[Point] = []
+        self._stage, self._seen = "", 0
+
+    def begin(self, stage: StageConfig, seen: int) -> None:
+        """Points that follow are of `stage`, before which stages 3 have seen `seen` tokens."""
+        self._stage, self._seen = stage.name, seen
+
+    def measure_in_stage(self, key: str, tally: Tally) -> None:
+        """A point of the stage under way."""
+        self.look(self._stage, key, tally)
+
+    def look(self, stage: str, key: str, tally: Tally) -> None:
+        """Measures the student as it is now, unless that was done already."""
+        if self.shop.measure is None and self.recipe.select_by == "last":
+            return
+        path = self.shop.directory / "stages" / f"point-{stage}-{key}-{tally.step}.json"
+        wait_for_all()
+        if is_first() and not path.exists():
+            write_json(path, dataclasses.asdict(self._measured(stage, tally, path.with_suffix(""))))
+        wait_for_all()
+        self.points.append(Point(**json.loads(path.read_text(encoding="utf-8"))))
+
+    def _measured(self, stage: str, tally: Tally, directory: Path) -> Point:
+        kl = self.shop.kl(self.recipe, self.teacher, self.student)
+        scores: dict[str, float] = {}
+        keep = self.recipe.select_by != "last"
+        if self.shop.measure is not None or keep:
+            export_checkpoint(self.student, self.teacher.tokenizer, directory)
+        if self.shop.measure is not None:
+            found = self.shop.measure(directory)
+            scores = {protocol: percent(found, protocol) for protocol in PROTOCOLS}
+            if not keep:
+                shutil.rmtree(directory)
+        return Point(
+            stage=stage, step=tally.step, tokens=self._seen + tally.tokens, kl=kl, scores=scores,
+            checkpoint=str(directory.relative_to(self.shop.directory)) if keep else "",
+        )  # fmt: skip
+
+
+def best_point(points: Sequence[Point], criterion: str) -> Point:
+    """The point that is best by `criterion`; the later one of equals. Raises ValueError when none was measured by it."""
+    values = {point: point.kl if criterion == "kl" else point.scores[criterion] for point in reversed(points)}
+    return BETTER[criterion](values, key=lambda point: values[point])
 
 
 def keep_recipe(recipe: Recipe, directory: Path) -> None:
     """Writes the resolved recipe into its directory. Raises UsageError when another recipe was run there."""
     path = directory / "recipe.yaml"
-    text = yaml.safe_dump(json.loads(json.dumps(recipe.to_dict())), sort_keys=False)
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"{directory} holds another recipe's run",
@@ -109,28 +353,39 @@ def keep_recipe(recipe: Recipe, directory: Path) -> None:
     os.replace(partial, path)
 
 
-def run_recipe(recipe: Recipe, directory: Path) -> dict[str, dict[str, TaskScores]]:
-    """Makes `directory/teacher` and `directory/student` with their cards; returns scores by checkpoint and task.
+def export_student(
+    recipe: Recipe, shop: Workshop, teacher: Teacher, hybrid: HybridForCausalLM, points: Sequence[Point], path: Path
+) -> None:
+    """Writes the student: the last weights, or the best that were measured."""
+    if recipe.select_by == "last":
+        export_checkpoint(hybrid, teacher.tokenizer, path)
+        return
+    best = shop.directory / best_point(points, recipe.select_by).checkpoint
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(best, path)
+
+
+def run_recipe(
+    recipe: Recipe, directory: Path, *, device: str = "cpu", measure: Measure | None = None
+) -> dict[str, Scores]:
+    """Makes `directory/student` (and `teacher`) with cards and a report; returns scores by checkpoint.
 
     Calling it again on the same directory continues an interrupted run. Raises UsageError when the directory belongs to
-    another recipe, TrainingError when a stage diverges.
+    another recipe, TrainingError when a stage diverges or does not find what the last one left.
     """
-    keep_recipe(recipe, directory)
-    shop = Workshop(recipe, directory)
-    raw_teacher = new_teacher(recipe.teacher, shop.tokenizer, recipe.seed)
-    shop.run_stages(("pretrain",), raw_teacher, None)
-    export_checkpoint(raw_teacher, shop.tokenizer, directory / "teacher")
-    teacher, _ = load_exported(directory / "teacher")
-
-    student = new_student(teacher, recipe.seed, query_scale=recipe.student.query_scale, chunk_size=recipe.student.chunk_size)
-    shop.run_stages(("1", "2"), teacher, student)
-    selection = shop.select(teacher, student)
-    hybrid = assembled(teacher, student, selection.kept)
-    shop.run_stages(("3a", "3b"), teacher, hybrid)
-    export_checkpoint(hybrid, shop.tokenizer, directory / "student")
-
-    scores = {name: shop.measure(name) for name in ("teacher", "student")}
-    table = {name: {task: dataclasses.asdict(s) for task, s in tasks.items()} for name, tasks in scores.items()}
-    (directory / "scores.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    write_cards(recipe, directory, shop.tallies, selection, scores)
+    if is_first():
+        keep_recipe(recipe, directory)
+    shop = Workshop(directory, device=device, measure=measure)
+    teacher = shop.teacher(recipe)
+    aligned = shop.align(recipe, teacher, [recipe.student.mixer])
+    hybrid, selection, points = shop.distil(recipe, teacher, aligned)
+    scores: dict[str, Scores] = {}
+    if is_first():
+        export_student(recipe, shop, teacher, hybrid, points, directory / "student")
+        if measure is not None:
+            scores = {"teacher": measure(teacher.path), "student": measure(directory / "student")}
+            write_json(directory / "scores.json", scores)
+        write_cards(recipe, directory, teacher.name, shop.tallies, selection, scores)
+        write_report(recipe, directory, shop.tallies, points, scores)
+    wait_for_all()
     return scores

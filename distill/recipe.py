@@ -296,8 +296,8 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _build(cls: Any, raw: Any, where: str) -> Any:
-    """`cls` from a mapping. Raises UsageError on what is not a mapping, unknown keys and missing keys."""
+def built(cls: Any, raw: Any, where: str) -> Any:
+    """A dataclass `cls` from a mapping. Raises UsageError on what is not a mapping, unknown keys and missing keys."""
     if not isinstance(raw, dict):
         raise UsageError(f"{where} must be a mapping", found=repr(raw))
     known = {f.name: f for f in dataclasses.fields(cls)}
@@ -330,23 +330,23 @@ def build_recipe(raw: Any, where: str) -> Recipe:
         raise UsageError(f"{where} must be a mapping", found=repr(raw))
     raw = dict(raw)
     if "teacher" in raw and not isinstance(raw["teacher"], str):
-        raw["teacher"] = _build(TeacherConfig, raw["teacher"], f"{where}: teacher")
+        raw["teacher"] = built(TeacherConfig, raw["teacher"], f"{where}: teacher")
     if "student" in raw:
-        raw["student"] = _build(StudentConfig, raw["student"], f"{where}: student")
+        raw["student"] = built(StudentConfig, raw["student"], f"{where}: student")
     if isinstance(raw.get("data"), dict):
         sources = {}
         for name, source in raw["data"].items():
             if isinstance(source, dict) and isinstance(source.get("mixture"), dict):
-                source = {**source, "mixture": _build(Mixture, source["mixture"], f"{where}: data.{name}.mixture")}
-            sources[name] = _build(DataConfig, source, f"{where}: data.{name}")
+                source = {**source, "mixture": built(Mixture, source["mixture"], f"{where}: data.{name}.mixture")}
+            sources[name] = built(DataConfig, source, f"{where}: data.{name}")
         raw["data"] = sources
     if isinstance(raw.get("stages"), list):
         raw["stages"] = tuple(
-            _with_steps(_build(StageConfig, stage, f"{where}: stage number {number}"))
+            _with_steps(built(StageConfig, stage, f"{where}: stage number {number}"))
             for number, stage in enumerate(_with_defaults(raw, where), 1)
         )
     raw.pop("defaults", None)
-    recipe: Recipe = _build(Recipe, raw, where)
+    recipe: Recipe = built(Recipe, raw, where)
     return recipe
 
 
@@ -411,23 +411,24 @@ def _set(raw: dict[str, Any], path: str, value: Any) -> None:
         target[last] = value
 
 
-def read_recipe(name: str) -> tuple[dict[str, Any], str]:
-    """Plain values of a bundled recipe by name or a recipe file by path, and what to call it in messages.
+def read_bundled(folder: str, name: str, mend: str) -> tuple[dict[str, Any], str]:
+    """Plain values of a bundled file by name or a file by path, and what to call it in messages.
 
-    Raises MissingError when there is neither, UsageError when it is not a YAML mapping.
+    Raises MissingError when there is neither (`mend` says what to type, NAME for a name), UsageError when it is not a YAML
+    mapping.
     """
-    bundled = resources.files("distill") / "recipes"
+    bundled = resources.files("distill") / folder
     names = sorted(entry.name.removesuffix(".yaml") for entry in bundled.iterdir() if entry.name.endswith(".yaml"))
-    path = Path(name)
+    what, path = folder.removesuffix("s"), Path(name)
     if name in names:
-        text, where = (bundled / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe '{name}'"
+        text, where = (bundled / f"{name}.yaml").read_text(encoding="utf-8"), f"{what} '{name}'"
     elif path.is_file():
         text, where = path.read_text(encoding="utf-8"), name
     else:
         raise MissingError(
-            f"no recipe '{name}'{nearest(name, names)}",
-            found=f"bundled recipes: {', '.join(names)}",
-            mend=f"plies distill run {names[0]} --out DIR",
+            f"no {what} '{name}'{nearest(name, names)}",
+            found=f"bundled {folder}: {', '.join(names)}",
+            mend=mend.replace("NAME", names[0]),
         )
     try:
         raw = yaml.safe_load(text)
@@ -436,6 +437,11 @@ def read_recipe(name: str) -> tuple[dict[str, Any], str]:
     if not isinstance(raw, dict):
         raise UsageError(f"{where} must be a mapping", found=repr(raw))
     return raw, where
+
+
+def read_recipe(name: str) -> tuple[dict[str, Any], str]:
+    """Plain values of a recipe, as `read_bundled`."""
+    return read_bundled("recipes", name, "plies distill run NAME --out DIR")
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:

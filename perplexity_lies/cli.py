@@ -228,8 +228,10 @@ def doctor(
 )
 def distill(context: typer.Context) -> None:
     """Make students: stages, layer selection, recipes (plies distill --help)."""
+    from perplexity_lies.in_the_loop import measurer
+
     guest = from_table(GUESTS["distill"], "plies distill cannot run", "torch")
-    guest(args=context.args, prog_name="plies distill", standalone_mode=False)
+    guest(args=context.args, prog_name="plies distill", standalone_mode=False, obj=measurer)
 
 
 def _folder(out: Path, comparison: Comparison) -> Path:

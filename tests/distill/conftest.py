@@ -75,3 +75,10 @@ def make_hybrid(teacher: Qwen3ForCausalLM) -> Callable[..., HybridForCausalLM]:
         return assembled(teacher, student, kept).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def toy() -> list[str]:
+    """Overlays that make the bundled recipe's student in seconds: two rows, two steps a stage."""
+    steps = (f"stage{kind}.steps=2" for kind in ("1", "2", "3a", "3b"))
+    return ["name=toy", "student.selection_batches=1", "defaults.rows=2", *steps]

@@ -1,50 +1,53 @@
-"""The quick measurement against the same asked one by one, the slow way."""
+"""Scores as the harness hands them in: read, averaged, and the same as the harness's own records say."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-import torch
-from transformers import PreTrainedTokenizerBase
 
-from distill.measure import measure_task
-from distill.students.hybrid import HybridForCausalLM
-from suites.miniature.catalogue import TASKS, all_items
+from distill.measure import GENERATION, LOGLIKELIHOOD, by_item, percent, task_scores
+from perplexity_lies.errors import MissingError
+from perplexity_lies.in_the_loop import measurer
+from perplexity_lies.store import open_run
+
+EMBEDDED = Path(__file__).parents[2] / "perplexity_lies" / "embedded"
+
+SCORES = {
+    "sums": {
+        "loglikelihood": {"items": {"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0}, "statuses": {"scored": 4}},
+        "generation": {
+            "items": {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0},
+            "statuses": {"scored": 2, "unparsed": 1, "truncated": 1},
+        },
+    },
+    "facts": {"loglikelihood": {"items": {"a": 0.0}, "statuses": {"scored": 1}}},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("task", ["facts", "arith"])
-@torch.no_grad()
-def test_batched_measurement_equals_one_by_one(
-    make_hybrid: Callable[..., HybridForCausalLM], tokenizer: PreTrainedTokenizerBase, task: str
-) -> None:
-    model, items, settings = make_hybrid((1,)), all_items()[task][:6], {**TASKS[task], "max_new_tokens": 6}
-    found = measure_task(model, tokenizer, items, settings)
-    by_sum = by_mean = right = unparsed = truncated = 0
-    for item in items:
-        prompt = tokenizer.encode(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": item.question}], tokenize=False, add_generation_prompt=True
-            )
-        )
-        sums, means = [], []
-        for choice in item.choices:
-            ids = tokenizer.encode(choice)
-            logs = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
-            values = [logs[len(prompt) - 1 + i, token].item() for i, token in enumerate(ids)]
-            sums.append(sum(values))
-            means.append(sum(values) / len(values))
-        by_sum += sums.index(max(sums)) == item.gold
-        by_mean += means.index(max(means)) == item.gold
-        reply: list[int] = []
-        while len(reply) < 6 and tokenizer.eos_token_id not in reply:
-            reply.append(int(model(torch.tensor([prompt + reply])).logits[0, -1].argmax()))
-        ended = tokenizer.eos_token_id in reply
-        match = re.search(settings["extract"], tokenizer.decode(reply, skip_special_tokens=True).strip())
-        right += ended and match is not None and match.group(1) == item.target
-        unparsed += match is None
-        truncated += not ended
-    counts = (found.loglikelihood, found.loglikelihood_mean, found.generation, found.unparsed, found.truncated)
-    assert [round(share * 6 / 100) for share in counts] == [by_sum, by_mean, right, unparsed, truncated]
-    assert found.items == 6
+def test_items_of_different_tasks_stay_apart_and_each_counts_once() -> None:
+    assert by_item(SCORES, LOGLIKELIHOOD) == {"sums/a": 1, "sums/b": 0, "sums/c": 1, "sums/d": 1, "facts/a": 0}
+    assert percent(SCORES, LOGLIKELIHOOD) == 60 and percent(SCORES, GENERATION) == 25
+    table = task_scores(SCORES)
+    assert set(table) == {"sums"}
+    assert (table["sums"].items, table["sums"].unparsed, table["sums"].truncated) == (4, 25, 25)
+
+
+def test_a_protocol_that_was_not_asked_has_no_average() -> None:
+    with pytest.raises(ValueError, match="generation"):
+        percent({"facts": SCORES["facts"]}, GENERATION)
+
+
+@pytest.mark.slow
+def test_the_harness_in_the_loop_gives_what_its_records_say(tmp_path: Path) -> None:
+    found = measurer(suite="miniature", out=tmp_path, limit=3)(EMBEDDED / "student")
+    records = open_run(next((tmp_path / "runs").iterdir())).records()
+    assert len(records) == 5 * 2 * 3
+    for record in records:
+        assert found[record.task][record.protocol]["items"][record.item] == record.score
+    assert {task: line.items for task, line in task_scores(found).items()} == dict.fromkeys(found, 3)
+
+
+def test_a_suite_whose_data_are_not_there_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(MissingError):
+        measurer(suite="smoke", out=tmp_path, data=tmp_path)

@@ -1,13 +1,15 @@
-"""The pipeline end to end at toy budgets: checkpoints, cards, continuation; and the committed pair itself."""
+"""The pipeline end to end at toy budgets: checkpoints, cards, report, continuation; and the committed pair itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,41 +17,43 @@ import yaml
 
 from distill.cards import count_parameters
 from distill.export import load_exported
-from distill.measure import measure_task
-from distill.pipeline import Workshop, run_recipe
-from distill.recipe import Recipe, load_recipe
-from distill.train import STATE_FILE
+from distill.measure import percent
+from distill.pipeline import Point, Workshop, best_point, run_recipe
+from distill.recipe import Recipe, build_recipe, overlaid, read_recipe
+from distill.train import TrainingError
 from perplexity_lies.errors import UsageError
+from perplexity_lies.in_the_loop import measurer
 from suites.miniature.catalogue import TASKS, all_items
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "perplexity_lies" / "embedded"
-
-
-def toy_recipe() -> Recipe:
-    """The bundled recipe with two layers, two steps a stage."""
-    recipe = load_recipe("miniature")
-    teacher = dataclasses.replace(recipe.teacher, layers=2, hidden_size=32, intermediate_size=48, head_dim=8)
-    stages = tuple(dataclasses.replace(stage, steps=2) for stage in recipe.stages)
-    student = dataclasses.replace(recipe.student, selection_batches=1)
-    return dataclasses.replace(recipe, name="toy", rows=2, teacher=teacher, student=student, stages=stages)
+TOY_TEACHER = [
+    "teacher.layers=2", "teacher.hidden_size=32", "teacher.intermediate_size=48", "teacher.head_dim=8", "stagepretrain.steps=2"
+]  # fmt: skip
+MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture
-def few_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measures on three items of each task: the pipeline's own code, less to do."""
-    full = Workshop.__init__
+def recipe_of(toy: list[str]) -> MakeRecipe:
+    """`recipe_of(*settings)` -> the bundled recipe at toy budgets, with a student of the embedded teacher."""
+    raw, where = read_recipe("miniature")
 
-    def short(self: Workshop, recipe: Recipe, directory: Path) -> None:
-        full(self, recipe, directory)
-        self.items = {task: items[:3] for task, items in self.items.items()}
+    def make(*settings: str) -> Recipe:
+        return build_recipe(overlaid(raw, [*toy, "teacher=builtin:teacher", *settings]), where)
 
-    monkeypatch.setattr(Workshop, "__init__", short)
+    return make
 
 
-def test_a_recipe_makes_both_checkpoints_and_continues(few_items: None, tmp_path: Path) -> None:
-    recipe = toy_recipe()
-    scores = run_recipe(recipe, tmp_path)
+def weights(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_recipe_makes_both_checkpoints_and_continues(toy: list[str], tmp_path: Path) -> None:
+    raw, where = read_recipe("miniature")
+    recipe = build_recipe(overlaid(raw, [*toy, *TOY_TEACHER]), where)
+    measure = measurer(suite="miniature", out=tmp_path / "measured", limit=2)
+    scores = run_recipe(recipe, tmp_path, measure=measure)
     assert set(scores) == {"teacher", "student"} and set(scores["student"]) == set(TASKS)
     teacher, _ = load_exported(tmp_path / "teacher")
     student, tokenizer = load_exported(tmp_path / "student")
@@ -60,40 +64,113 @@ def test_a_recipe_makes_both_checkpoints_and_continues(few_items: None, tmp_path
     assert (header["license"], header["library_name"]) == ("apache-2.0", "transformers")
     assert f"{count_parameters(tmp_path / 'student'):,} parameters" in card
     assert count_parameters(tmp_path / "teacher") == sum(p.numel() for p in teacher.parameters())
-    for task, found in scores["student"].items():
-        assert f"| {task} | {found.items} | {found.loglikelihood:.1f} |" in card
+    report = (tmp_path / "report.html").read_text()
+    assert "Both gaps against tokens" in report and report.count("<td>distil</td>") == 2
 
-    weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("teacher", "student")}
-    last = tmp_path / "stages" / recipe.stages[-1].name / STATE_FILE
-    last.unlink()
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").glob(f"*/{STATE_FILE}")}
-    assert run_recipe(recipe, tmp_path) == scores
-    assert weights == {name: (tmp_path / name / "model.safetensors").read_bytes() for name in weights}
-    assert last.exists() and times == {path: path.stat().st_mtime_ns for path in times}
+    kept = {name: weights(tmp_path / name) for name in ("teacher", "student")}
+    last = next((tmp_path / "stages").glob("instruct-*"))
+    shutil.rmtree(last)
+    others = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("*.pt")}
+    assert run_recipe(recipe, tmp_path, measure=measure) == scores
+    assert kept == {name: weights(tmp_path / name) for name in kept}
+    assert last.exists() and others == {path: path.stat().st_mtime_ns for path in others}
 
     with pytest.raises(UsageError, match="another recipe's run"):
         run_recipe(dataclasses.replace(recipe, seed=9), tmp_path)
 
 
-def test_no_evaluation_question_is_in_any_stage(tmp_path: Path) -> None:
-    shop = Workshop(toy_recipe(), tmp_path)
-    questions = {tuple(shop.encoder.words(item.question)) for items in all_items().values() for item in items}
-    assert len(questions) == sum(settings["items"] for settings in TASKS.values())
-    for stage in shop.recipe.stages:
-        fetch = shop.fetch(shop.recipe.streams[stage.stream], stage.stream_seed)
-        for index in range(1500):
-            tokens = fetch(index)
-            assert tuple(tokens.ids[1 : tokens.prompt_tokens - 1]) not in questions
+def test_a_student_of_a_checkpoint_keeps_what_it_is_told_to(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    """No pretraining, layers named, another mixer, no measuring; nothing but the student is written."""
+    recipe = recipe_of("student.keep=[1, 3]", "student.mixer=mamba2", "suite=")
+    assert run_recipe(recipe, tmp_path) == {}
+    student, _ = load_exported(tmp_path / "student")
+    assert student.config.layer_types == ["mamba2", "full_attention", "mamba2", "full_attention"]
+    assert not (tmp_path / "teacher").exists()
+    teacher, _ = load_exported(EMBEDDED / "teacher")
+    assert torch.equal(student.model.layers[1].self_attn.q_proj.weight, teacher.model.layers[1].self_attn.q_proj.weight)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("student.keep=[1, 4]", "names layers that the teacher lacks"), ("student.keep=5", "asks for 5 of 4 layers"),
+     ("student.keep=beam_add7", "names layers that the teacher lacks")],
+)  # fmt: skip
+def test_layers_that_the_teacher_lacks_are_refused(
+    recipe_of: MakeRecipe, setting: str, message: str, tmp_path: Path
+) -> None:
+    recipe = recipe_of(setting, "stage1=null", "stage2=null", "suite=")
+    with pytest.raises(UsageError, match=message):
+        run_recipe(recipe, tmp_path)
+
+
+def test_several_mixers_are_aligned_together_as_each_alone(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    recipe = recipe_of("suite=")
+    found = {}
+    for name, mixers in (("both", ["kda", "mamba2"]), ("kda", ["kda"]), ("mamba2", ["mamba2"])):
+        shop = Workshop(tmp_path / name)
+        found[name] = shop.align(recipe, shop.teacher(recipe), mixers).students
+    for mixer in ("kda", "mamba2"):
+        alone = found[mixer][mixer].state_dict()
+        for parameter, value in found["both"][mixer].state_dict().items():
+            torch.testing.assert_close(value, alone[parameter], rtol=1e-6, atol=1e-7)
+
+
+def test_a_stage_refuses_a_model_that_the_last_one_did_not_leave(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    recipe = recipe_of("suite=")
+    shop = Workshop(tmp_path)
+    teacher = shop.teacher(recipe)
+    real = Workshop.run_stage
+
+    def forgetful(self: Workshop, *args: Any, **kwargs: Any) -> Any:
+        """A loader that gives back the weights of before the stage."""
+        model = args[4]
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        outcome = real(self, *args, **kwargs)
+        model.load_state_dict(before)
+        return outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workshop, "run_stage", forgetful)
+        with pytest.raises(TrainingError, match="last stage"):
+            shop.align(recipe, teacher, ["kda"])
+
+
+def test_the_best_point_is_the_later_of_equals() -> None:
+    def point(step: int, kl: float, generation: float) -> Point:
+        return Point(stage="s", step=step, tokens=step, kl=kl, scores={"generation": generation}, checkpoint="")
+
+    points = [point(1, 0.5, 60.0), point(2, 0.2, 60.0), point(3, 0.3, 50.0)]
+    assert best_point(points, "kl").step == 2 and best_point(points, "generation").step == 2
+
+
+@pytest.mark.slow
+def test_the_best_by_generation_is_what_is_exported(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    recipe = recipe_of("select_by=generation", "stage3b.measure_every=1")
+    run_recipe(recipe, tmp_path, measure=measurer(suite="miniature", out=tmp_path / "measured", limit=2))
+    points = [json.loads(path.read_text()) for path in (tmp_path / "stages").glob("point-*.json")]
+    assert len(points) == 4  # aligned, after 3a, after each of two steps of 3b
+    best = max(point["scores"]["generation"] for point in points)
+    chosen = [p for p in points if weights(tmp_path / p["checkpoint"]) == weights(tmp_path / "student")]
+    assert chosen and chosen[0]["scores"]["generation"] == best
+    student = json.loads((tmp_path / "scores.json").read_text())["student"]
+    assert percent(student, "generation") == best
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("name: x\nsed: 1\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for recipe, code, message in ((str(bad), 2, "unknown key 'sed'"), ("nonesuch", 3, "no recipe 'nonesuch'")):
-        command = [sys.executable, "-m", "distill", "run", recipe, "--out", str(tmp_path / "out")]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (code, "")
+    cases = [
+        (["run", str(bad)], 2, "unknown key 'sed'"),
+        (["run", "nonesuch"], 3, "no recipe 'nonesuch'"),
+        (["run", "miniature", "--set", "stage3c.lr=1"], 2, "no 'stage3c'"),
+        (["run", "miniature", "--teacher", "nowhere"], 3, "nowhere"),
+        (["ablate", "nonesuch"], 3, "bundled grids: miniature-findings"),
+        (["ablate", "miniature-findings", "--seed", "77"], 2, "no seed 77"),
+    ]
+    for arguments, code, message in cases:
+        command = [sys.executable, "-m", "perplexity_lies.cli", "distill", *arguments, "--out", str(tmp_path / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
         assert message in done.stderr and "Traceback" not in done.stderr
 
 
@@ -107,10 +184,10 @@ def test_the_embedded_pair_is_small_and_whole() -> None:
         assert yaml.safe_load((EMBEDDED / name / "README.md").read_text().split("---")[1])["license"] == "apache-2.0"
 
 
-def test_the_embedded_pair_knows_what_its_card_says() -> None:
-    items = {task: questions[:12] for task, questions in all_items().items()}
-    for name, least in (("teacher", 90.0), ("student", 30.0)):
-        model, tokenizer = load_exported(EMBEDDED / name)
-        found = [measure_task(model, tokenizer, items[task], TASKS[task]) for task in TASKS]
-        assert sum(s.loglikelihood for s in found) / len(found) >= (95.0 if name == "teacher" else 75.0)
-        assert sum(s.generation for s in found) / len(found) >= least
+def test_no_evaluation_question_is_in_any_stage(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path)
+    assert (
+        len(shop.held_out)
+        == sum(settings["items"] for settings in TASKS.values())
+        == sum(map(len, all_items().values()))
+    )

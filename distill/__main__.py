@@ -1,6 +1,0 @@
-"""`python -m distill`."""
-
-from distill.cli import main
-
-if __name__ == "__main__":
-    main()
