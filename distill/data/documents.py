@@ -1,31 +1,73 @@
-"""A stage's documents by number, from what its recipe names: the miniature world.
+"""A stage's documents by number, from what its recipe names: the miniature world, files, datasets, or shares of several.
 
-Knows nothing of batches.
+Every document is a pure function of (data, seed, number), whatever was read before, so training resumes at any of them.
+Of files and datasets the first tokens that a stage needs are read, in a new order every epoch. Knows nothing of batches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.data.encode import Encoder
-from distill.data.order import interleaved
+from distill.data.cache import Corpus, TokenCache
+from distill.data.encode import Conversations, Encoder, text_encoder
+from distill.data.order import interleaved, shuffled
 from distill.data.packing import Tokens
 from distill.recipe import DataConfig
+from distill.tokenizer import SPECIAL_TOKENS
 from perplexity_lies.errors import UsageError
-from suites.miniature.stream import make_document
+from perplexity_lies.progress import Reporter
+from suites.miniature.stream import Document, make_document
 from suites.miniature.world import make_world
 
 Documents = Callable[[int], Tokens]
 
+MINIATURE = "miniature"
+PROBE_DOCUMENTS = 1000
+"""Documents of each source from whose mean length shares of documents become shares of tokens."""
+
+
+def miniature_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Document], Tokens]:
+    """Documents of the miniature world for its own word-level tokenizer, or for any that has a chat template."""
+    if all(token in tokenizer.get_vocab() for token in SPECIAL_TOKENS):
+        return Encoder(tokenizer).document
+    text, chat = text_encoder(tokenizer), Conversations(tokenizer)
+
+    def encode(document: Document) -> Tokens:
+        turns = [{"role": "user", "content": document.question}, {"role": "assistant", "content": document.answer}]
+        made = chat([(document.kind, turns)]) if document.question else text([(document.kind, document.answer)])
+        assert isinstance(made[0], Tokens)  # the world's documents are never empty, and its template was probed
+        return made[0]
+
+    return encode
+
 
 def miniature(config: DataConfig, seed: int, tokenizer: PreTrainedTokenizerBase, held_out: frozenset[str]) -> Documents:
-    """The miniature world's stream `seed`; no question of `held_out` is in it."""
-    world, encoder, mixture = make_world(), Encoder(tokenizer), config.mixture
+    """The miniature world's stream `seed`, without end; no question of `held_out` is in it."""
+    world, encode, mixture = make_world(), miniature_encoder(tokenizer), config.mixture
     assert mixture is not None  # DataConfig holds it
-    return lambda index: encoder.document(make_document(world, mixture, seed, index, held_out))
+    return lambda index: encode(make_document(world, mixture, seed, index, held_out))
+
+
+def in_order(corpus: Corpus, seed: int) -> Documents:
+    """A corpus in a new order every epoch."""
+    place = shuffled(len(corpus), seed)
+    return lambda index: corpus[place(index)]
+
+
+def mean_tokens(documents: Documents, count: int) -> float:
+    """Mean length of the first documents."""
+    return fmean(len(documents(index).ids) for index in range(count))
+
+
+def tokens_by_source(means: Mapping[str, float], shares: Mapping[str, float], tokens: int) -> dict[str, int]:
+    """Tokens that each source gives to `tokens`, where `shares` are of documents and `means` their lengths."""
+    whole = sum(share * means[name] for name, share in shares.items())
+    return {name: math.ceil(tokens * share * means[name] / whole) for name, share in shares.items()}
 
 
 def open_documents(
@@ -38,12 +80,34 @@ def open_documents(
     cache: Path,
     tokens_needed: int,
     held_out: frozenset[str],
+    reporter: Reporter | None = None,
 ) -> Documents:
-    """A function from a document's number to its tokens, for `shares` of the documents of `data`."""
+    """A function from a document's number, from 0 without end, to its tokens.
+
+    `shares` names one of `data`, or several with their shares of the documents. No document of a file or dataset has more
+    than `length` tokens. Tokenises into the directory `cache` what is not there yet of `tokens_needed`. Raises UsageError
+    and MissingError as `distill.data.rows` and `distill.data.encode` do.
+    """
+    reporter = reporter or Reporter()
     shares = {shares: 1.0} if isinstance(shares, str) else shares
     if not shares or min(shares.values()) <= 0:
         raise UsageError("shares of the data must be above 0", found=str(dict(shares)))
-    sources = [miniature(data[name], seed, tokenizer, held_out) for name in shares]
+    caches = {
+        name: TokenCache(name, data[name], tokenizer, length, cache)
+        for name in shares
+        if data[name].source != MINIATURE
+    }
+    worlds = {name: miniature(data[name], seed, tokenizer, held_out) for name in shares if name not in caches}
+    needed = {name: tokens_needed for name in shares}
+    if len(shares) > 1 and caches:
+        means = {name: mean_tokens(world, PROBE_DOCUMENTS) for name, world in worlds.items()}
+        for name, source in caches.items():
+            source.grow(0, PROBE_DOCUMENTS, reporter)
+            first = source.corpus()
+            means[name] = mean_tokens(first.__getitem__, min(PROBE_DOCUMENTS, len(first)))
+        needed = tokens_by_source(means, shares, tokens_needed)
+    opened = {name: in_order(tokenised(source, needed[name], reporter), seed) for name, source in caches.items()}
+    sources = [{**worlds, **opened}[name] for name in shares]
     place = interleaved(list(shares.values()))
 
     def document(index: int) -> Tokens:
@@ -51,3 +115,15 @@ def open_documents(
         return sources[source](number)
 
     return document
+
+
+def tokenised(source: TokenCache, tokens: int, reporter: Reporter) -> Corpus:
+    """The first `tokens` tokens of a source, and a word on what was left out and how often it is read."""
+    source.grow(tokens, 0, reporter)
+    corpus = source.corpus().upto(tokens)
+    reporter.note(f"data '{source.name}': {source.summary()}")
+    if corpus.tokens < tokens:
+        reporter.note(
+            f"data '{source.name}' has less than {tokens:,} tokens: it is read {tokens / corpus.tokens:.1f} times"
+        )
+    return corpus

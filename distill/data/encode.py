@@ -1,15 +1,52 @@
-"""Documents into token ids, and which tokens are completions: the miniature world.
+"""Documents into token ids, and which tokens are completions: plain text, conversations, the miniature world.
 
+Plain text is one completion, the end token its last. In a conversation every assistant turn is one, its end-of-turn token
+included: as the chat template marks turns (`{% generation %}`), else from the generation prompt, which must be what the
+template itself writes before a turn, to the special token that closes it. A turn need not be rendered as it was when it
+was last: Qwen3's template takes the thoughts out of earlier ones. Both ways are tried on a probe before anything is read.
 Knows nothing of files.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from itertools import groupby, pairwise
+from typing import Any
+
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.packing import Tokens
 from distill.tokenizer import ASSISTANT, BOS, EOS, PAD, UNKNOWN, USER
+from perplexity_lies.errors import MissingError, UsageError
 from suites.miniature.stream import Document
+
+Located = tuple[str, Any]
+"""Where a value stands, for messages, and the value."""
+Encode = Callable[[Sequence[Located]], list[Tokens | str]]
+"""Values to documents; in place of one, why it is left out. Raises UsageError on a value of the wrong type."""
+Message = dict[str, Any]
+Span = tuple[int, int]
+
+EMPTY = "empty"
+NO_COMPLETION = "without a completion"
+REFUSED = "refused by the chat template"
+
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+"""Roles by their names where messages are written {from, value}."""
+MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""What transformers looks for in a template that marks assistant turns."""
+PROBE_REPLY = "twelve"
+PROBE = [
+    {"role": "user", "content": "ten"},
+    {"role": "assistant", "content": "eleven"},
+    {"role": "user", "content": "more"},
+    {"role": "assistant", "content": PROBE_REPLY},
+]
 
 
 class Encoder:
@@ -32,3 +69,165 @@ class Encoder:
         else:
             prompt = [self._ids[BOS]]
         return Tokens(prompt + answer, ((len(prompt), len(prompt) + len(answer)),))
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over all that decides which ids a text and a conversation become."""
+    core: dict[str, Any] = {"vocabulary": tokenizer.get_vocab()}
+    if tokenizer.is_fast:
+        core = json.loads(tokenizer.backend_tokenizer.to_str())
+        core.pop("padding")  # what the last call asked for, not what the tokenizer is
+        core.pop("truncation")
+    whole = [core, tokenizer.chat_template, tokenizer.special_tokens_map]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """Texts to documents that end with the end token. Raises MissingError when the tokenizer has none."""
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise MissingError("documents of text need an end token", found="the tokenizer has no eos_token")
+
+    def encode(values: Sequence[Located]) -> list[Tokens | str]:
+        for where, value in values:
+            if not isinstance(value, str | None):
+                raise UsageError(f"{where}: the text is not a string", found=f"{type(value).__name__}: {value!r:.80}")
+        texts = [value or "" for _, value in values]
+        documents: list[Tokens | str] = []
+        for text, ids in zip(texts, tokenizer(texts, verbose=False)["input_ids"] if texts else [], strict=True):
+            ids = ids if ids[-1:] == [end] else [*ids, end]
+            documents.append(Tokens(ids, ((0, len(ids)),)) if text.strip() else EMPTY)
+        return documents
+
+    return encode
+
+
+def read_messages(where: str, value: Any) -> list[Message]:
+    """A conversation as messages {role, content}, up to the last assistant turn; also from {from, value}."""
+    found = f"{type(value).__name__}: {value!r:.80}"
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise UsageError(f"{where}: a conversation must be a list of messages", found=found)
+    messages: list[Message] = []
+    for message in value:
+        if "from" in message and "role" not in message:
+            message = {"role": ROLES.get(message["from"], message["from"]), "content": message.get("value")}
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str | None):
+            raise UsageError(f"{where}: a message needs a role and a content", found=f"{message!r:.80}")
+        messages.append(message)
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    return messages
+
+
+class _UnmarkableError(Exception):
+    """Why the assistant turns of a conversation cannot be found in its rendering."""
+
+
+class Conversations:
+    """Conversations to documents, by a tokenizer's chat template.
+
+    What follows the last assistant turn is left out; a conversation without one is NO_COMPLETION. One that the template
+    refuses, or whose turns cannot be found, is REFUSED. Raises MissingError when the tokenizer has no chat template, and
+    UsageError when the template shows no turns even in a plain conversation.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        asked, mend = "conversations need a tokenizer with a chat template", "name a column of text instead"
+        if not tokenizer.chat_template:
+            raise MissingError(asked, found="the teacher's tokenizer has none", mend=mend)
+        if not tokenizer.is_fast:
+            raise MissingError(asked, found="the teacher's tokenizer is not a fast one", mend=mend)
+        self._tokenizer = tokenizer
+        self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._marked = MARK.search(tokenizer.get_chat_template()) is not None
+        try:
+            self._closing = "" if self._marked else self._closing_token()
+            self._marked_turns(PROBE) if self._marked else self._turns(PROBE)
+        except (_UnmarkableError, TemplateError) as error:
+            raise UsageError(
+                "the assistant's turns cannot be told from this chat template",
+                found=f"of a plain conversation of four messages: {error}",
+                mend="mark them in the template: {% generation %} ... {% endgeneration %} around what the assistant says",
+            ) from error
+
+    def __call__(self, values: Sequence[Located]) -> list[Tokens | str]:
+        conversations = [read_messages(where, value) for where, value in values]
+        if self._marked:
+            return [self._attempt(self._marked_turns, messages) for messages in conversations]
+        return self._tokens_of([self._attempt(self._turns, messages) for messages in conversations])
+
+    @staticmethod
+    def _attempt(find: Callable[[list[Message]], Any], messages: list[Message]) -> Any:
+        """What `find` finds, or why the conversation is left out."""
+        if not messages:
+            return NO_COMPLETION
+        try:
+            return find(messages)
+        except (_UnmarkableError, TemplateError):
+            return REFUSED
+
+    def _render(self, messages: list[Message], **options: Any) -> str:
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+    def _closing_token(self) -> str:
+        """The special token that closes an assistant turn."""
+        after = self._render(PROBE).rpartition(PROBE_REPLY)[2]
+        ids = self._tokenizer(after, add_special_tokens=False)["input_ids"]
+        closing = next((number for number in ids if number in self._special), None)
+        if closing is None:
+            raise _UnmarkableError("no special token closes a turn")
+        return str(self._tokenizer.convert_ids_to_tokens(closing))
+
+    def _turns(self, messages: list[Message]) -> tuple[str, list[Span]]:
+        """The rendering, and the assistant's turns in it as characters."""
+        whole, closing, spans = self._render(messages), self._closing, []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            if number == 0:
+                raise _UnmarkableError("the first message is the assistant's, with nothing before it")
+            if closing in str(message.get("content")):
+                raise _UnmarkableError(f"a turn holds {closing} itself")
+            prompt = self._render(messages[:number], add_generation_prompt=True)
+            if not whole.startswith(prompt):
+                raise _UnmarkableError(f"the first {number} messages with the generation prompt are not how it begins")
+            end = whole.find(closing, len(prompt))
+            if end < 0:
+                raise _UnmarkableError(f"{closing} does not close the turn of message {number}")
+            spans.append((len(prompt), end + len(closing)))
+        if any(after[0] < before[1] for before, after in pairwise(spans)):
+            raise _UnmarkableError("two turns overlap")
+        return whole, spans
+
+    def _tokens_of(self, found: list[tuple[str, list[Span]] | str]) -> list[Tokens | str]:
+        """Turns in characters to turns in tokens; all renderings go through the tokenizer at once."""
+        texts = [entry[0] for entry in found if not isinstance(entry, str)]
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        encoded = self._tokenizer(texts, **options) if texts else {"input_ids": [], "offset_mapping": []}
+        tokenised = iter(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        documents: list[Tokens | str] = []
+        for entry in found:
+            if isinstance(entry, str):
+                documents.append(entry)
+                continue
+            ids, offsets = next(tokenised)
+            starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+            spans = tuple((bisect_right(ends, start), bisect_left(starts, end)) for start, end in entry[1])
+            documents.append(Tokens(ids, spans))
+        return documents
+
+    def _marked_turns(self, messages: list[Message]) -> Tokens:
+        """The document with the turns that the template marks, each with the special token that closes it."""
+        encoded = self._tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, spans, place = encoded["input_ids"], [], 0
+        for inside, run in groupby(encoded["assistant_masks"]):
+            start, place = place, place + len(list(run))
+            if inside:
+                open_ended = place < len(ids) and ids[place] in self._special and ids[place - 1] not in self._special
+                spans.append((start, place + open_ended))
+        turns = sum(message["role"] == "assistant" for message in messages)
+        if len(spans) < turns:
+            raise _UnmarkableError(f"{turns} turns of the assistant, {len(spans)} marked")
+        return Tokens(ids, tuple(spans))
