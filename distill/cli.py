@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,16 +46,20 @@ def _settings(teacher: str | None, given: list[str] | None) -> list[str]:
     return [*([f"teacher={teacher}"] if teacher else []), *(given or [])]
 
 
-def _prepared(device: str, threads: int) -> str:
-    """Sets torch's threads, silences progress bars of other libraries, gives the device of this process."""
+@contextmanager
+def _prepared(device: str, threads: int) -> Iterator[str]:
+    """Sets torch's threads, silences other libraries' progress bars, joins torchrun's processes; yields the device."""
     import torch
     from transformers.utils import logging
 
-    from distill.distributed import start
+    from distill.distributed import processes
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
-    return start(device)
+    with processes(
+        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    ) as where:
+        yield where
 
 
 @app.command(epilog="plies distill run miniature --out build/embedded-pair")
@@ -77,16 +82,16 @@ def run(
 
     chosen = [f"select_by={select_by}"] if select_by else []
     parsed = load_recipe(recipe, [*_settings(teacher, settings), *chosen])
-    where = _prepared(device, threads)
     make: MakeMeasure = context.obj
     measure: Measure | None = None
-    if parsed.suite:
-        measure = make(suite=parsed.suite, out=out / "measured", data=data, limit=limit, device=where)
 
     from distill.measure import task_scores
     from distill.pipeline import run_recipe
 
-    scores = run_recipe(parsed, out, device=where, measure=measure)
+    with _prepared(device, threads) as where:
+        if parsed.suite:
+            measure = make(suite=parsed.suite, out=out / "measured", data=data, limit=limit, device=where)
+        scores = run_recipe(parsed, out, device=where, measure=measure)
     if scores:
         typer.echo(f"{'checkpoint':<12}{'task':<12}{'log-likelihood':>15}{'generation':>12}")
     for name, found in scores.items():
@@ -136,11 +141,11 @@ def ablate(
     suite = load_recipe(asked.recipe, asked.set).suite
     if not suite:
         raise UsageError(f"recipe '{asked.recipe}' names no suite to measure the arms on", mend="suite: miniature")
-    where = _prepared(device, threads)
     make: MakeMeasure = context.obj
-    measure = make(suite=suite, out=out / "measured", data=data, limit=limit, device=where)
     console = Console()
-    found = run_grid(asked, out, device=where, measure=measure, seeds=seed or (), console=console)
+    with _prepared(device, threads) as where:
+        measure = make(suite=suite, out=out / "measured", data=data, limit=limit, device=where)
+        found = run_grid(asked, out, device=where, measure=measure, seeds=seed or (), console=console)
     if found is None:
         console.print("other seeds are not done yet: run the same command without --seed when they are")
         return

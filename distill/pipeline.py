@@ -333,8 +333,8 @@ class Curve:
 
 def best_point(points: Sequence[Point], criterion: str) -> Point:
     """The point that is best by `criterion`; the later one of equals. Raises ValueError when none was measured by it."""
-    values = {point: point.kl if criterion == "kl" else point.scores[criterion] for point in reversed(points)}
-    return BETTER[criterion](values, key=lambda point: values[point])
+    latest_first = list(reversed(points))
+    return BETTER[criterion](latest_first, key=lambda point: point.kl if criterion == "kl" else point.scores[criterion])
 
 
 def keep_recipe(recipe: Recipe, directory: Path) -> None:

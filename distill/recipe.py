@@ -366,7 +366,8 @@ def overlaid(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Plain values with `KEY=VALUE` settings applied; VALUE is YAML.
 
     KEY is a path: `seed`, `student.mixer`, `data.chat.source`, and for stages `stage3b.objective` (by kind) or
-    `instruct.objective` (by name). `stage1=null` takes a stage out; `teacher=CHECKPOINT` takes `pretrain` out.
+    `instruct.objective` (by name, where no key of the recipe is called so). `stage1=null` takes a stage out;
+    `teacher=CHECKPOINT` takes `pretrain` out.
     Raises UsageError on a setting that leads nowhere.
     """
     raw = copy.deepcopy(raw)
@@ -385,7 +386,8 @@ def overlaid(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
 def _set(raw: dict[str, Any], path: str, value: Any) -> None:
     first, _, rest = path.partition(".")
     stages = raw.get("stages") or []
-    named = [s for s in stages if f"stage{s.get('kind')}" == first or s.get("name") == first]
+    fields = {f.name for f in dataclasses.fields(Recipe)}
+    named = [s for s in stages if first not in fields and first in (f"stage{s.get('kind')}", s.get("name"))]
     if named and not rest and value is None:
         raw["stages"] = [stage for stage in stages if stage not in named]
     elif named and rest:
@@ -398,7 +400,7 @@ def _set(raw: dict[str, Any], path: str, value: Any) -> None:
         raw["stages"] = [stage for stage in stages if stage.get("kind") != "pretrain"]
     else:
         names = [f"stage{s.get('kind')}" for s in stages] + [str(s.get("name")) for s in stages]
-        if first not in {*raw, "defaults", *(f.name for f in dataclasses.fields(Recipe))}:
+        if first not in {*raw, "defaults", *fields}:
             raise UsageError(
                 f"--set {path}: no '{first}'{nearest(first, [*raw, *names])}", found=", ".join([*raw, *names])
             )

@@ -43,6 +43,11 @@ class Batch:
     loss_tokens: int
     """Positions with a weight above zero."""
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = (x.to(device) for x in (self.input_ids, self.position_ids, self.weights))
+        return Batch(*moved, self.next_position, self.tokens, self.loss_tokens)
+
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` to `stop`: the part of a process, or a micro-batch."""
         part = slice(start, stop)
