@@ -1,23 +1,70 @@
-"""Checkpoint directories: bf16 safetensors, configs and tokenizer, loadable by transformers' Auto classes."""
+"""Checkpoint directories: bf16 safetensors, configs, tokenizer and, for our own architecture, its code.
+
+A student's directory opens in plain transformers and plain lm-eval with `trust_remote_code=True`, where this project is not
+installed: `auto_map` names classes in modeling_plies_hybrid.py beside the weights, a copy of `students/hybrid.py`, and what
+that imports lies there too. transformers' own `register_for_auto_class` copies only what is imported relatively, so the
+copies are made here and their imports rewritten. Where the project is installed its own code is used, trust or not.
+"""
 
 from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
+from importlib import resources
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.students.hybrid import register
+from distill.students.hybrid import HybridConfig, HybridForCausalLM, register
+
+PROJECT = "perplexity-lies"
+STUDENTS = "distill.students"
+MODELING = "modeling_plies_hybrid"
+"""What the copy of `students/hybrid.py` is called."""
+IMPORT = re.compile(rf"^(\s*)from {re.escape(STUDENTS)}\.(\w+) import", re.MULTILINE)
+HEADER = """# Written by {project} {version} beside the weights of a student: a copy of {module}.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+
+
+def _version() -> str:
+    try:
+        return version(PROJECT)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def remote_code() -> dict[str, str]:
+    """Python files, by name, that define a student where this project is not: flat, importing each other relatively."""
+    package, files, wanted = resources.files(STUDENTS), dict[str, str](), ["hybrid"]
+    for name in wanted:
+        source = (package / f"{name}.py").read_text(encoding="utf-8")
+        wanted += [found for _, found in IMPORT.findall(source) if found not in wanted]
+        header = HEADER.format(project=PROJECT, version=_version(), module=f"{STUDENTS}.{name}")
+        files[f"{MODELING if name == 'hybrid' else name}.py"] = header + IMPORT.sub(r"\1from .\2 import", source)
+    return files
+
+
+def _with_code(model: HybridForCausalLM, directory: Path) -> None:
+    """Writes the code into `directory` and its classes into the model's configuration."""
+    model.config.auto_map = {
+        "AutoConfig": f"{MODELING}.{HybridConfig.__name__}",
+        "AutoModelForCausalLM": f"{MODELING}.{HybridForCausalLM.__name__}",
+    }
+    for name, text in remote_code().items():
+        (directory / name).write_text(text, encoding="utf-8")
 
 
 def export_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Writes a checkpoint directory, whole or not at all, in the place of an older one.
 
-    Weights are rounded to bfloat16, but for parameters that the class keeps in float32 (KDA's decay rates). `model`
-    itself is left as it is.
+    Weights are rounded to bfloat16, but for parameters that the class keeps in float32 (decay rates). `model` itself is left
+    as it is.
     """
     partial = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -30,15 +77,18 @@ def export_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     rounded.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
+    if isinstance(rounded, HybridForCausalLM):
+        _with_code(rounded, partial)
     rounded.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    (partial / "model.safetensors").chmod(0o644)
+    for weights in partial.glob("*.safetensors"):
+        weights.chmod(0o644)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(partial, directory)
 
 
 def load_exported(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model (float32, evaluation mode) and tokenizer of a checkpoint directory."""
+    """The model (float32, evaluation mode) and tokenizer of a checkpoint directory; its own code is not run."""
     register()
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False).eval()
+    return model, AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
