@@ -98,16 +98,20 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if trains[0] else None
         grad_head = torch.zeros_like(head, dtype=exact) if trains[1] else None
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        for start in range(0, len(hidden), chunk_rows):
-            part = slice(start, start + chunk_rows)
+
+        def add(part: slice) -> None:
+            """Adds a chunk of rows; its logits are gone when this returns."""
             h, w = hidden[part].to(form.dtype), weights[part]
             teacher = None if hidden_t is None else (hidden_t[part].to(form.dtype) @ other.mT).to(exact)
             loss, slope = _rows_loss((h @ own.mT).to(exact), teacher, None if targets is None else targets[part], form)
-            total += loss @ w
+            total.add_(loss @ w)
             if grad_hidden is not None:
                 grad_hidden[part] = (slope.to(form.dtype) @ own) * w[:, None]
             if grad_head is not None:
-                grad_head += slope.to(form.dtype).mT @ (h * w[:, None].to(form.dtype))
+                grad_head.add_(slope.to(form.dtype).mT @ (h * w[:, None].to(form.dtype)))
+
+        for start in range(0, len(hidden), chunk_rows):
+            add(slice(start, start + chunk_rows))
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head.dtype))
         return total
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MOMENTUM = 0.95
-ADAM_BETAS = (0.9, 0.95)
 
 
 def orthogonalise(updates: Tensor) -> Tensor:
@@ -60,16 +59,21 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimisers(
-    named: Iterable[tuple[str, nn.Parameter]], *, muon_lr: float, adamw_lr: float, weight_decay: float
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    muon_lr: float,
+    adamw_lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
 ) -> list[torch.optim.Optimizer]:
-    """Muon for matrices other than embeddings, AdamW (0.9, 0.95) for everything else; `muon_lr` 0 gives all to AdamW.
+    """Muon for matrices other than embedding and head, AdamW for everything else; `muon_lr` 0 gives all to AdamW.
 
     Weight decay falls on AdamW's matrices only, never on gains, biases, decay rates or embeddings.
     """
     matrices: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in named:
-        is_matrix = parameter.ndim == 2 and "embed" not in name
+        is_matrix = parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
         (matrices if is_matrix else plain).append(parameter)
     optimisers: list[torch.optim.Optimizer] = []
     groups: list[dict[str, Any]] = []
@@ -80,5 +84,5 @@ def make_optimisers(
     if plain:
         groups.append({"params": plain, "weight_decay": 0.0})
     if groups:
-        optimisers.append(torch.optim.AdamW(groups, lr=adamw_lr, betas=ADAM_BETAS, weight_decay=0.0))
+        optimisers.append(torch.optim.AdamW(groups, lr=adamw_lr, betas=betas, weight_decay=0.0))
     return optimisers

@@ -1,8 +1,9 @@
 """One stage of training: batches in, better weights out, resumable at any moment.
 
-Warm-up, stable, decay (WSD) as in GenDistill's appendix B. State (weights, optimisers, torch's generator, position in
-the stream, counts) is saved atomically every `save_every` steps; the same call after a kill goes on from there and ends
-with the same bits as an uninterrupted one. Knows nothing of what the loss means.
+Warm-up, stable, decay (WSD) as in GenDistill's appendix B. A step's loss is that of all its valid tokens, whatever the
+micro-batches and processes it is computed in. The state is saved every `save_every` steps; the same call after a kill goes
+on from there and ends with the same bits as an uninterrupted one. A loss that is not a number, or runs away, stops the stage
+and keeps the batch. Knows nothing of what the loss means.
 """
 
 from __future__ import annotations
@@ -10,45 +11,43 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from distill.data import Batch, Tokens, pack
+from distill.data import Batch, Stream
+from distill.distributed import add_up_gradients, added_up, is_first, is_sharded, own_rows
+from distill.metrics import Log, make_progress, open_metrics
 from distill.muon import make_optimisers
 from distill.recipe import StageConfig
+from distill.stages import StageLoss
+from distill.states import restored, save_state, save_whole
 from perplexity_lies.errors import PliesError, UsageError
 
-STATE_FILE = "state.pt"
-METRICS_FILE = "metrics.jsonl"
+CLOSING_FILE = "closing.json"
 METRICS_EVERY_STEPS = 10
+SMOOTHING = 0.95
+"""Weight of the past in the smoothed loss: a memory of about 20 steps."""
+RUNAWAY, RUNAWAY_ABOVE, WATCHED_FROM_STEPS = 4.0, 0.5, 50
+"""A stage has diverged when its smoothed loss is RUNAWAY times its best and above RUNAWAY_ABOVE (in the loss's unit)."""
+SAME_LOSS = 1e-3
+"""Relative difference up to which two losses of one model on one batch are the same but for rounding."""
 
 
 class TrainingError(PliesError):
     """Training cannot go on (exit code 2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Where batches come from, and their shape."""
-
-    fetch: Callable[[int], Tokens]
-    """Document number -> tokens."""
-    rows: int
-    length: int
-    pad_id: int
-
-
 @dataclass(slots=True)
 class Tally:
-    """What a stage has used so far."""
+    """What a stage has used so far, all processes together."""
 
     step: int = 0
     position: int = 0
@@ -56,9 +55,27 @@ class Tally:
     tokens: int = 0
     loss_tokens: int = 0
     cpu_s: float = 0.0
+    """Of the first process."""
     wall_s: float = 0.0
     loss: float = math.nan
     """Smoothed loss of the last steps, in nats (stages 1 and 2: in the units of their loss)."""
+    best: float = math.inf
+    """Lowest smoothed loss so far."""
+    measured: int = 0
+    """Tokens at the last measurement."""
+
+    def count(self, batch: Batch, loss: float, cpu_s: float, wall_s: float) -> None:
+        """Adds a step."""
+        self.step, self.position = self.step + 1, batch.next_position
+        self.tokens, self.loss_tokens = self.tokens + batch.tokens, self.loss_tokens + batch.loss_tokens
+        self.cpu_s, self.wall_s = self.cpu_s + cpu_s, self.wall_s + wall_s
+        self.loss = loss if math.isnan(self.loss) else SMOOTHING * self.loss + (1 - SMOOTHING) * loss
+        self.best = min(self.best, self.loss)
+
+    @property
+    def ran_away(self) -> bool:
+        """Whether the loss has left its best value behind for good."""
+        return self.step > WATCHED_FROM_STEPS and self.loss > max(RUNAWAY * self.best, RUNAWAY_ABOVE)
 
 
 def rate_at(stage: StageConfig, step: int) -> float:
@@ -71,168 +88,210 @@ def rate_at(stage: StageConfig, step: int) -> float:
     return 1.0
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes a state so that a reader finds the old one or the new one, never half of one."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def load_state(path: Path, stage: StageConfig) -> dict[str, Any] | None:
-    """The saved state, or None. Raises UsageError when it was made by a stage with other settings."""
+def closing_loss(directory: Path, loss: StageLoss, batch: Batch) -> float:
+    """The loss with which the stage in `directory` closed on `batch`: computed the first time, and kept."""
+    path = directory / CLOSING_FILE
     if not path.exists():
-        return None
-    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    if state["stage"] != dataclasses.asdict(stage):
-        raise UsageError(
-            f"{path.parent} holds stage '{stage.name}' made with other settings",
-            found="its settings differ from the recipe's",
-            mend="choose another --out directory, or delete this one",
-        )
-    return state
+        value = loss.value(batch)
+        if is_first():
+            path.write_text(json.dumps({"loss": value}) + "\n", encoding="utf-8")
+        return value
+    return float(json.loads(path.read_text(encoding="utf-8"))["loss"])
 
 
-def make_progress() -> Progress:
-    """The bar of a stage: steps, tokens per second, loss, time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        TextColumn("{task.completed}/{task.total} steps"),
-        TextColumn("{task.fields[tokens]:,} tok {task.fields[speed]:,.0f}/s loss {task.fields[loss]:.4f}"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-    )
-
-
-def _kept_metrics(path: Path, step: int) -> None:
-    """Cuts off the lines of steps after the saved state."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def _one_step(
-    batch: Batch,
-    loss_of: Callable[[Batch], Tensor],
-    optimisers: list[torch.optim.Optimizer],
-    parameters: list[nn.Parameter],
-    stage: StageConfig,
-    step: int,
-) -> tuple[float, float]:
-    """One update; returns loss and gradient norm. Raises TrainingError when either is not a number."""
-    loss = loss_of(batch)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+def opening_check(recorded: float, loss: StageLoss, batch: Batch) -> None:
+    """Raises TrainingError unless the loss of the stage before, over the model as it is now, is what it closed with."""
+    found = loss.value(batch)
+    if not math.isclose(found, recorded, rel_tol=SAME_LOSS, abs_tol=1e-5):
         raise TrainingError(
-            f"stage '{stage.name}' diverged at step {step}",
-            found=f"loss {loss.item()}, gradient norm {norm.item()}",
-            mend="lower the learning rates of this stage in the recipe",
+            "the model is not the one that the last stage left",
+            found=f"loss {found:.6g} on the same batch, where that stage closed with {recorded:.6g}",
+            mend="were its weights loaded? delete this stage's directory and start it again",
         )
-    for optimiser in optimisers:
-        optimiser.step()
-        optimiser.zero_grad()
-    return loss.item(), norm.item()
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors there."""
+    tensors = {name: getattr(batch, name).to(device) for name in ("input_ids", "position_ids", "weights")}
+    return dataclasses.replace(batch, **tensors)
+
+
+def loss_and_gradients(stage: StageConfig, loss: StageLoss, batch: Batch, device: torch.device) -> Tensor:
+    """Adds the gradients of an optimiser step's loss to those of the parameters; returns the loss, all processes together."""
+    weight, mine = loss.weight(batch), own_rows(batch)
+    total = torch.zeros((), device=device, dtype=torch.float64)
+
+    def give(term: Tensor) -> None:
+        with torch.autocast(device.type, enabled=False):
+            (term / weight).backward()
+        total.add_(term.detach() / weight)
+
+    rows = len(mine.input_ids)
+    for start in range(0, rows, stage.micro_rows or rows):
+        part = mine.rows(start, min(rows, start + (stage.micro_rows or rows)))
+        with torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
+            loss.terms(on_device(part, device), give)
+    return added_up(total)
+
+
+def clip(model: nn.Module, limit: float) -> float:
+    """Clips the gradients of the model, or of each model of an nn.ModuleDict, to a global norm; returns the norm before."""
+    norms = []
+    for member in model.values() if isinstance(model, nn.ModuleDict) else [model]:
+        norm = torch.nn.utils.clip_grad_norm_(member.parameters(), limit)
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return torch.stack(norms).norm().item()
+
+
+@contextmanager
+def recomputing(model: Any, wanted: bool) -> Iterator[None]:
+    """Recomputes activations in the backward passes made inside (transformers' gradient checkpointing)."""
+    if not wanted:
+        yield
+        return
+    was_training = model.training
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.train(was_training).gradient_checkpointing_disable()
 
 
 class _Run:
     """A stage under way: its optimisers and tally, and how they are saved and found again."""
 
-    def __init__(self, stage: StageConfig, model: nn.Module, named: list[tuple[str, nn.Parameter]], directory: Path):
-        self.stage, self.model, self.directory = stage, model, directory
+    def __init__(
+        self,
+        stage: StageConfig,
+        model: nn.Module,
+        trainable: Callable[[str], bool],
+        loss: StageLoss,
+        directory: Path,
+        device: torch.device,
+    ) -> None:
+        self.stage, self.model, self.loss, self.directory, self.device = stage, model, loss, directory, device
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable(name))
+            parameter.grad = None
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not named:
+            raise UsageError(f"stage '{stage.name}' trains nothing", found=f"frozen: {', '.join(stage.frozen)}")
+        if stage.muon_lr and is_sharded(model):
+            raise UsageError(f"stage '{stage.name}' asks for Muon on a sharded model", mend="muon_lr: 0")
+        self.parameters = [parameter for _, parameter in named]
         self.optimisers = make_optimisers(
-            named, muon_lr=stage.muon_lr, adamw_lr=stage.adamw_lr, weight_decay=stage.weight_decay
+            named, muon_lr=stage.muon_lr, adamw_lr=stage.lr, weight_decay=stage.weight_decay, betas=stage.betas
         )
         self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
-        self.tally = Tally()
-        state = load_state(directory / STATE_FILE, stage)
-        if state is not None:
-            model.load_state_dict(state["model"])
-            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-                optimiser.load_state_dict(saved)
-            torch.set_rng_state(state["rng"])
-            self.tally = Tally(**state["tally"])
-        _kept_metrics(directory / METRICS_FILE, self.tally.step)
+        self.tally = Tally(**(restored(directory, stage, model, self.optimisers) or {}))
 
-    def set_rate(self) -> float:
-        """Sets this step's learning rates; returns them as a share of the peak."""
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One update; returns its line of metrics. Raises TrainingError when the loss is not a number or ran away."""
+        cpu, wall = time.process_time(), time.perf_counter()
         rate = rate_at(self.stage, self.tally.step)
         for optimiser, peaks in zip(self.optimisers, self.peaks, strict=True):
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
-        return rate
-
-    def count(self, batch: Batch, loss: float, cpu_s: float, wall_s: float) -> None:
-        """Adds a step to the tally."""
+        loss = loss_and_gradients(self.stage, self.loss, batch, self.device).item()
+        add_up_gradients(self.parameters)
+        norm = clip(self.model, self.stage.clip)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self.diverged(batch, f"loss {loss}, gradient norm {norm}")
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         tally = self.tally
-        tally.step, tally.position = tally.step + 1, batch.next_position
-        tally.tokens, tally.loss_tokens = tally.tokens + batch.tokens, tally.loss_tokens + batch.loss_tokens
-        tally.cpu_s, tally.wall_s = tally.cpu_s + cpu_s, tally.wall_s + wall_s
-        tally.loss = loss if math.isnan(tally.loss) else 0.95 * tally.loss + 0.05 * loss
+        tally.count(batch, loss, time.process_time() - cpu, time.perf_counter() - wall)
+        if tally.ran_away:
+            raise self.diverged(batch, f"smoothed loss {tally.loss:.4g}, at best it was {tally.best:.4g}")
+        return {
+            "step": tally.step, "loss": loss, "gradient_norm": norm, "rate": rate, "tokens": tally.tokens,
+            "loss_tokens": tally.loss_tokens, "tokens_per_s": round(tally.tokens / tally.wall_s, 1),
+            "cpu_s": round(tally.cpu_s, 2),
+        }  # fmt: skip
 
-    def log(self, metrics: TextIO, loss: float, norm: float, rate: float) -> None:
-        """One line of metrics."""
-        tally = self.tally
-        line = {"step": tally.step, "loss": loss, "gradient_norm": norm, "rate": rate, "tokens": tally.tokens}
-        metrics.write(json.dumps({**line, "cpu_s": round(tally.cpu_s, 2)}) + "\n")
-        metrics.flush()
+    def diverged(self, batch: Batch, found: str) -> TrainingError:
+        """Keeps the batch that did it; the error to raise."""
+        step = self.tally.step
+        path = self.directory / f"diverged-{step}.pt"
+        if is_first():
+            save_whole(path, {"step": step, "position": self.tally.position, "batch": dataclasses.asdict(batch)})
+        return TrainingError(
+            f"stage '{self.stage.name}' diverged at step {step}",
+            found=(found, f"the batch is kept in {path}"),
+            mend="lower the learning rates of this stage in the recipe",
+        )
 
     def save(self) -> None:
         """Writes the state."""
-        state = {
-            "stage": dataclasses.asdict(self.stage),
-            "model": self.model.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "rng": torch.get_rng_state(),
-            "tally": dataclasses.asdict(self.tally),
-        }
-        save_state(self.directory / STATE_FILE, state)
+        save_state(self.directory, self.stage, self.model, self.optimisers, dataclasses.asdict(self.tally))
+
+    def ends(self) -> bool:
+        """Whether the last step is done."""
+        return self.tally.step >= self.stage.steps
+
+    def measurement_is_due(self) -> bool:
+        """Whether `measure_every` tokens have gone by since a measurement, or the stage has ended without one."""
+        tally, every = self.tally, self.stage.measure_every
+        passed = every > 0 and tally.tokens // every > tally.measured // every
+        return passed or (self.ends() and tally.measured < tally.tokens)
+
+    def measure(self, on_measure: Callable[[Tally], None]) -> None:
+        """Calls `on_measure`, which may draw random numbers, and notes that it was done."""
+        was_training = self.model.training
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.model.eval()
+            on_measure(dataclasses.replace(self.tally))
+            self.model.train(was_training)
+        self.tally.measured = self.tally.tokens
+        self.save()
+
+
+def _steps(run: _Run, stream: Stream, log: Log, on_measure: Callable[[Tally], None] | None) -> None:
+    """The steps that are left."""
+    stage, tally = run.stage, run.tally
+    with make_progress() as progress:
+        shown: dict[str, Any] = {"tokens": tally.tokens, "speed": 0.0, "loss": tally.loss}
+        bar = progress.add_task(stage.name, total=stage.steps, completed=tally.step, **shown)
+        while True:
+            if on_measure is not None and run.measurement_is_due():
+                run.measure(on_measure)
+            if run.ends():
+                return
+            line = run.step(stream.batch(tally.position))
+            shown = {"tokens": tally.tokens, "speed": line["tokens_per_s"], "loss": tally.loss}
+            progress.update(bar, completed=tally.step, **shown)
+            if tally.step % METRICS_EVERY_STEPS == 0 or run.ends():
+                log(line)
+            measures = on_measure is not None and run.measurement_is_due()
+            if tally.step % stage.save_every == 0 or run.ends() or measures:
+                run.save()
 
 
 def train(
     stage: StageConfig,
     model: nn.Module,
     trainable: Callable[[str], bool],
-    loss_of: Callable[[Batch], Tensor],
+    loss: StageLoss,
     stream: Stream,
     directory: Path,
+    *,
+    device: str = "cpu",
+    on_measure: Callable[[Tally], None] | None = None,
+    report_to: Sequence[str] = (),
 ) -> Tally:
     """Runs a stage to its end in `directory`, from wherever it was left, and returns what it used.
 
-    Parameters whose name is not `trainable` are frozen for the stage. Raises TrainingError on a loss that is not a
-    number, UsageError when the directory holds the same stage with other settings.
+    `model` is on `device` already, in float32; an nn.ModuleDict holds several that do not touch each other. Parameters whose
+    name is not `trainable` are frozen for the stage. `on_measure` is called in every process, after every
+    `measure_every` tokens and at the end, and not again for what it was called for before a kill.
+    `report_to`: names in `metrics.WRITERS`.
+    Raises TrainingError on a loss that diverges, UsageError when the directory holds the same stage with other settings.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable(name))
-        parameter.grad = None
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    run = _Run(stage, model, named, directory)
-    tally, parameters = run.tally, [parameter for _, parameter in named]
-    with make_progress() as progress, (directory / METRICS_FILE).open("a", encoding="utf-8") as metrics:
-        bar = progress.add_task(
-            stage.name, total=stage.steps, completed=tally.step, tokens=tally.tokens, speed=0.0, loss=tally.loss
-        )
-        while tally.step < stage.steps:
-            cpu, wall = time.process_time(), time.perf_counter()
-            rate = run.set_rate()
-            batch = pack(
-                stream.fetch,
-                tally.position,
-                rows=stream.rows,
-                length=stream.length,
-                prompt_weight=stage.prompt_weight,
-                pad_id=stream.pad_id,
-            )
-            loss, norm = _one_step(batch, loss_of, run.optimisers, parameters, stage, tally.step)
-            run.count(batch, loss, time.process_time() - cpu, time.perf_counter() - wall)
-            speed = tally.tokens / max(tally.wall_s, 1e-9)
-            progress.update(bar, completed=tally.step, tokens=tally.tokens, speed=speed, loss=tally.loss)
-            if tally.step % METRICS_EVERY_STEPS == 0 or tally.step == stage.steps:
-                run.log(metrics, loss, norm, rate)
-            if tally.step % stage.save_every == 0 or tally.step == stage.steps:
-                run.save()
+    run = _Run(stage, model, trainable, loss, directory, torch.device(device))
+    recomputes = stage.checkpoint_activations and not isinstance(model, nn.ModuleDict)
+    with open_metrics(directory, run.tally.step, report_to) as log, recomputing(model, recomputes):
+        _steps(run, stream, log, on_measure)
     model.requires_grad_(True)
-    return tally
+    return run.tally
