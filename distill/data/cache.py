@@ -273,13 +273,15 @@ class TokenCache:
         """All that is there. Raises UsageError when it is nothing."""
         if not self.counts["documents"]:
             raise UsageError(f"data '{self.name}' has no documents", found=self.summary())
-        shapes = ((self.counts["tokens"],), (self.counts["documents"] + 1, 2), (self.counts["spans"], 2))
-        dtypes = (self._dtype, np.dtype("<i8"), np.dtype("<i4"))
-        maps = (
-            np.memmap(self.directory / name, dtype=dtype, mode="r", shape=shape)
-            for name, dtype, shape in zip(FILES, dtypes, shapes, strict=True)
+
+        def mapped(name: str, dtype: np.dtype[Any], *shape: int) -> NDArray[Any]:
+            return np.memmap(self.directory / name, dtype=dtype, mode="r", shape=shape)
+
+        return Corpus(
+            mapped(FILES[0], self._dtype, self.counts["tokens"]),
+            mapped(FILES[1], np.dtype("<i8"), self.counts["documents"] + 1, 2),
+            mapped(FILES[2], np.dtype("<i4"), self.counts["spans"], 2),
         )
-        return Corpus(*maps)
 
     def summary(self) -> str:
         """One line: what was read, what was cut, what was left out."""

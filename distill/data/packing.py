@@ -10,7 +10,7 @@ documents come from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,8 +45,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = (x.to(device) for x in (self.input_ids, self.position_ids, self.weights))
-        return Batch(*moved, self.next_position, self.tokens, self.loss_tokens)
+        tensors = {name: getattr(self, name).to(device) for name in ("input_ids", "position_ids", "weights")}
+        return replace(self, **tensors)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` to `stop`: the part of a process, or a micro-batch."""
@@ -58,7 +58,7 @@ def counted(input_ids: Tensor, position_ids: Tensor, weights: Tensor, next_posit
     """The batch with its counts. Padding is what has no weight from a row's last restart on."""
     length = input_ids.shape[1]
     from_end = (position_ids == 0).flip(1).int().argmax(1, keepdim=True)
-    last = torch.arange(length) >= length - 1 - from_end
+    last = torch.arange(length, device=input_ids.device) >= length - 1 - from_end
     padded = ~((weights > 0) & last).any(1, keepdim=True)
     tokens = input_ids.numel() - int((last & padded).sum())
     return Batch(input_ids, position_ids, weights, next_position, tokens, int((weights > 0).sum()))

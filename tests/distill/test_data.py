@@ -101,6 +101,13 @@ def test_a_batch_depends_on_its_position_only() -> None:
     assert same(stream_of(source).batch(position), stream_of(source).batch(position))
 
 
+def test_a_batch_moves_with_its_counts() -> None:
+    batch = stream_of(documents(1, 9)).batch(0)
+    moved = batch.to("meta")
+    assert {moved.input_ids.device.type, moved.position_ids.device.type, moved.weights.device.type} == {"meta"}
+    assert (moved.next_position, moved.tokens) == (batch.next_position, batch.tokens) and same(batch.to("cpu"), batch)
+
+
 def test_a_document_longer_than_a_row_is_refused() -> None:
     with pytest.raises(ValueError, match="document 0 has 17 tokens, more than a row of 16"):
         stream_of([Tokens([5] * 17, ((3, 17),))]).batch(0)
