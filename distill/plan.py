@@ -382,7 +382,8 @@ def _cache_line(cache: CachePlan) -> str:
 
 def render_plan(made: Plan) -> RenderableType:
     """The plan for a terminal: stages and totals, where FLOPs and memory go, the cache, what was assumed, warnings."""
-    shares = ", ".join(f"{100 * s.share:.0f} % ({s.stage.name})" for s in made.stages)
+    each = {s.stage.name: f"{100 * s.share:.0f} %" for s in made.stages}
+    shares = next(iter(each.values())) if len(set(each.values())) == 1 else ", ".join(map(" ".join, each.items()))
     lines = (
         f"teacher {made.teacher.name}: {made.teacher_parameters:,} parameters (shape from: {made.teacher.source}); "
         f"student: {made.student_parameters:,}, {made.kept} of {made.layers} layers keep attention",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,19 @@ def test_an_overlay_does_what_it_says(raw: dict[str, Any], setting: str, read: A
 def test_an_overlay_that_leads_nowhere_is_refused(raw: dict[str, Any], setting: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         overlay(raw, setting)
+
+
+def test_the_overlays_of_the_guide_apply() -> None:
+    rows = (
+        (Path(__file__).parents[2] / "docs" / "distill.md").read_text().split("| axis | overlay |")[1].split("\n\n")[0]
+    )
+    settings = [re.findall(r"`([^`]+)`", row.split("|", 2)[2]) for row in rows.splitlines() if "`" in row]
+    plain = load_recipe("gendistill-qwen3-0.6b")
+    assert len(settings) >= 12
+    for row in settings:
+        together = row[0] == "stage3a=null"
+        for chosen in [row] if together else [[setting] for setting in row]:
+            assert load_recipe("gendistill-qwen3-0.6b", chosen) != plain, chosen
 
 
 def _add_stage(raw: dict[str, Any], **changes: Any) -> None:
