@@ -6,7 +6,7 @@ Nothing here asks a checkpoint anything; whoever calls the pipeline brings the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ Measure = Callable[[Path], Scores]
 """A checkpoint directory -> its scores."""
 
 
+BETTER = {"generation": max, "loglikelihood": max, "kl": min}
+"""Which way is up for each criterion that a checkpoint is selected by."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScores:
     """Percent of a task's items."""
@@ -31,6 +35,22 @@ class TaskScores:
     """Replies that ended by themselves and held no answer."""
     truncated: float
     """Replies cut by their token budget."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """The student at one moment of a stage."""
+
+    stage: str
+    step: int
+    tokens: int
+    """Tokens that stages 3 have seen up to here."""
+    kl: float
+    """Mean KL(teacher || student) on held-out completions, nats per token."""
+    scores: dict[str, float]
+    """Protocol -> percent of items; empty when nothing measures."""
+    checkpoint: str
+    """Directory of the exported weights when they were kept, or empty."""
 
 
 def by_item(scores: Scores, protocol: str) -> dict[str, float]:
@@ -65,3 +85,9 @@ def task_scores(scores: Scores) -> dict[str, TaskScores]:
                 truncated=100 * statuses.get("truncated", 0) / items,
             )
     return table
+
+
+def best_point(points: Sequence[Point], criterion: str) -> Point:
+    """The point that is best by `criterion`; the later one of equals. Raises ValueError when none was measured by it."""
+    latest_first = list(reversed(points))
+    return BETTER[criterion](latest_first, key=lambda point: point.kl if criterion == "kl" else point.scores[criterion])

@@ -28,7 +28,7 @@ from distill.cards import write_cards
 from distill.data import Batch, Stream, open_documents
 from distill.distributed import is_first, wait_for_all
 from distill.export import export_checkpoint, load_exported
-from distill.measure import PROTOCOLS, Measure, Scores, percent
+from distill.measure import PROTOCOLS, Measure, Point, Scores, best_point, percent
 from distill.recipe import LAYER_PLANS, Recipe, StageConfig, StudentConfig, TeacherConfig
 from distill.report import write_report
 from distill.selection import Selection, select_layers
@@ -40,13 +40,12 @@ from distill.tokenizer import build_tokenizer
 from distill.train import Tally, opening_check, train
 from perplexity_lies.checkpoint import resolve
 from perplexity_lies.errors import UsageError
+from perplexity_lies.progress import Reporter
 from suites.miniature.catalogue import all_items
 from suites.miniature.world import vocabulary
 
 HELD_SEED = 999_983
 """Data seed of the documents on which layer sets and checkpoints are scored and stages checked; no stage trains on it."""
-BETTER = {"generation": max, "loglikelihood": max, "kl": min}
-"""Which way is up for each criterion that a checkpoint is selected by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +57,6 @@ class Teacher:
     digest: str
     model: Any
     tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """The student at one moment of a stage."""
-
-    stage: str
-    step: int
-    tokens: int
-    """Tokens that stages 3 have seen up to here."""
-    kl: float
-    """Mean KL(teacher || student) on held-out completions, nats per token."""
-    scores: dict[str, float]
-    """Protocol -> percent of items; empty when nothing measures."""
-    checkpoint: str
-    """Directory of the exported weights when they were kept, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +117,7 @@ class Workshop:
             cache=self.directory / "tokens",
             tokens_needed=stage.steps * stage.tokens_per_step,
             held_out=self.held_out,
+            reporter=Reporter(quiet=not is_first()),
         )
         return Stream(documents, stage.rows, stage.length, stage.prompt_weight, tokenizer.pad_token_id)
 
@@ -188,7 +172,10 @@ class Workshop:
                 export_checkpoint(raw, tokenizer, path)
             wait_for_all()
         else:
-            path = resolve(recipe.teacher).path
+            files = resolve(recipe.teacher).path
+            if files is None:
+                raise UsageError("a teacher is a checkpoint's files, not a server's address", found=recipe.teacher)
+            path = files
         found = resolve(str(path))
         model, tokenizer = load_exported(path)
         name = str(path) if isinstance(recipe.teacher, TeacherConfig) else recipe.teacher
@@ -329,12 +316,6 @@ class Curve:
             stage=stage, step=tally.step, tokens=self._seen + tally.tokens, kl=kl, scores=scores,
             checkpoint=str(directory.relative_to(self.shop.directory)) if keep else "",
         )  # fmt: skip
-
-
-def best_point(points: Sequence[Point], criterion: str) -> Point:
-    """The point that is best by `criterion`; the later one of equals. Raises ValueError when none was measured by it."""
-    latest_first = list(reversed(points))
-    return BETTER[criterion](latest_first, key=lambda point: point.kl if criterion == "kl" else point.scores[criterion])
 
 
 def keep_recipe(recipe: Recipe, directory: Path) -> None:

@@ -8,18 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from distill.measure import PROTOCOLS, Scores, percent, task_scores
+from distill.measure import PROTOCOLS, Point, Scores, percent, task_scores
 from distill.recipe import Recipe
 from distill.train import Tally
-
-if TYPE_CHECKING:
-    from distill.pipeline import Point
 
 NAMES = {"loglikelihood": "log-likelihood", "generation": "generation"}
 COLOURS = {"loglikelihood": "#3b6ea5", "generation": "#b5482f"}

@@ -17,8 +17,8 @@ import yaml
 
 from distill.cards import count_parameters
 from distill.export import load_exported
-from distill.measure import percent
-from distill.pipeline import Point, Workshop, best_point, run_recipe
+from distill.measure import Point, best_point, percent
+from distill.pipeline import Workshop, run_recipe
 from distill.recipe import Recipe, build_recipe, overlaid, read_recipe
 from distill.train import TrainingError
 from perplexity_lies.errors import UsageError
