@@ -72,6 +72,7 @@ def run(
     select_by: Annotated[
         str | None, typer.Option(help="Export the last weights, or the best by generation, loglikelihood or kl.")
     ] = None,
+    report_to: Annotated[list[str] | None, typer.Option(help="tensorboard or wandb, beside metrics.jsonl.")] = None,
     data: DataOption = None,
     limit: LimitOption = None,
     device: DeviceOption = "auto",
@@ -91,7 +92,7 @@ def run(
     with _prepared(device, threads) as where:
         if parsed.suite:
             measure = make(suite=parsed.suite, out=out / "measured", data=data, limit=limit, device=where)
-        scores = run_recipe(parsed, out, device=where, measure=measure)
+        scores = run_recipe(parsed, out, device=where, measure=measure, report_to=report_to or ())
     if scores:
         typer.echo(f"{'checkpoint':<12}{'task':<12}{'log-likelihood':>15}{'generation':>12}")
     for name, found in scores.items():

@@ -99,8 +99,10 @@ def write_json(path: Path, content: Any) -> None:
 class Workshop:
     """One directory of stages, and what they share: device, documents, the function that measures."""
 
-    def __init__(self, directory: Path, *, device: str = "cpu", measure: Measure | None = None) -> None:
-        self.directory, self.device, self.measure = directory, device, measure
+    def __init__(
+        self, directory: Path, *, device: str = "cpu", measure: Measure | None = None, report_to: Sequence[str] = ()
+    ) -> None:
+        self.directory, self.device, self.measure, self.report_to = directory, device, measure, report_to
         self.tallies: dict[str, Tally] = {}
         self.held_out = frozenset(item.question for items in all_items().values() for item in items)
 
@@ -151,6 +153,7 @@ class Workshop:
             directory,
             device=self.device,
             on_measure=None if on_measure is None else lambda tally: on_measure(key, tally),
+            report_to=self.report_to,
         )
         batch = self.stream(recipe, stage, tokenizer, HELD_SEED).batch(0)
         return key, Closing(loss, batch, loss.value(batch.to(self.device)))
@@ -347,16 +350,22 @@ def export_student(
 
 
 def run_recipe(
-    recipe: Recipe, directory: Path, *, device: str = "cpu", measure: Measure | None = None
+    recipe: Recipe,
+    directory: Path,
+    *,
+    device: str = "cpu",
+    measure: Measure | None = None,
+    report_to: Sequence[str] = (),
 ) -> dict[str, Scores]:
     """Makes `directory/student` (and `teacher`) with cards and a report; returns scores by checkpoint.
 
-    Calling it again on the same directory continues an interrupted run. Raises UsageError when the directory belongs to
+    Calling it again on the same directory continues an interrupted run. `report_to` names trackers beside the stages'
+    own `metrics.jsonl` (`distill.metrics.WRITERS`). Raises UsageError when the directory belongs to
     another recipe, TrainingError when a stage diverges or does not find what the last one left.
     """
     if is_first():
         keep_recipe(recipe, directory)
-    shop = Workshop(directory, device=device, measure=measure)
+    shop = Workshop(directory, device=device, measure=measure, report_to=report_to)
     teacher = shop.teacher(recipe)
     aligned = shop.align(recipe, teacher, [recipe.student.mixer])
     hybrid, selection, points = shop.distil(recipe, teacher, aligned)
