@@ -110,12 +110,6 @@ def opening_check(recorded: float, loss: StageLoss, batch: Batch) -> None:
         )
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors there."""
-    tensors = {name: getattr(batch, name).to(device) for name in ("input_ids", "position_ids", "weights")}
-    return dataclasses.replace(batch, **tensors)
-
-
 def loss_and_gradients(stage: StageConfig, loss: StageLoss, batch: Batch, device: torch.device) -> Tensor:
     """Adds the gradients of an optimiser step's loss to those of the parameters; returns the loss, all processes together."""
     weight, mine = loss.weight(batch), own_rows(batch)
@@ -130,7 +124,7 @@ def loss_and_gradients(stage: StageConfig, loss: StageLoss, batch: Batch, device
     for start in range(0, rows, stage.micro_rows or rows):
         part = mine.rows(start, min(rows, start + (stage.micro_rows or rows)))
         with torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
-            loss.terms(on_device(part, device), give)
+            loss.terms(part.to(device), give)
     return added_up(total)
 
 
