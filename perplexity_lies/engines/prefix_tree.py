@@ -12,14 +12,18 @@ Pure Python over token tuples; knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 MIN_SHARED_TOKENS = 8
 """A shorter shared stretch is not worth a forward pass of its own."""
 
 MIN_GAIN_TOKENS = 24
 """Tokens that a branch point must spare over all its inputs."""
+
+PASSES_OF_A_GROUP = 2
+"""Forward passes that a group costs at least: its own, and one for what goes on from it."""
 
 FORWARD_TOKENS = 32
 """What one forward pass costs beside its tokens, in tokens, where the caller does not say."""
@@ -72,6 +76,7 @@ def plan(inputs: Sequence[Input], *, batch_tokens: int, most_rows: int, forward_
     root = Node(ids=(), stop=0)
     if ordered:
         _grow(root, ordered, common, 0, len(ordered))
+    _dissolve(root, forward_tokens)
     _group(root, batch_tokens, most_rows, forward_tokens)
     return root
 
@@ -114,12 +119,42 @@ def _grow(node: Node, ordered: Sequence[Input], common: Sequence[int], low: int,
         pending += reversed([(a, b) for a, b in zip(cuts, cuts[1:], strict=False)])
 
 
+def _dissolve(node: Node, least_gain: int) -> None:
+    """Take out branch points that lead to further ones and spare less than `least_gain` tokens.
+
+    What hangs below such a point runs in batches of its own; without it, in batches with everything else.
+    """
+    kept: list[Group] = []
+    pending = node.groups[::-1]
+    while pending:
+        group = pending.pop()
+        (child,) = group.nodes
+        if child.groups and (_fan_out(child) - 1) * (child.stop - node.stop) < least_gain:
+            node.leaves += child.leaves
+            pending += child.groups[::-1]
+        else:
+            kept.append(group)
+            _dissolve(child, least_gain)
+    node.groups = kept
+
+
 def _group(node: Node, batch_tokens: int, most_rows: int, forward_tokens: int) -> None:
     """Put the children of `node` into groups, longest first, and do the same below them."""
     children = sorted((child for group in node.groups for child in group.nodes), key=lambda c: (-c.stop, c.ids))
+    fan_outs = [_fan_out(child) for child in children]
+    below = [0, *accumulate(fan_outs)]
+    reached = [0, *accumulate(child.stop * fan_out for child, fan_out in zip(children, fan_outs, strict=True))]
+
+    def cost(begin: int, end: int) -> float:
+        """Its passes, and the tokens cut off each child, once for everything that goes on from it."""
+        stop = children[end - 1].stop
+        if end - begin > 1 and (end - begin) * (stop - node.stop) > batch_tokens:
+            return float("inf")
+        return PASSES_OF_A_GROUP * forward_tokens + reached[end] - reached[begin] - stop * (below[end] - below[begin])
+
     node.groups = [
-        Group(stop=min(c.stop for c in part), nodes=part)
-        for part in _cheapest(children, node.stop, batch_tokens, most_rows, forward_tokens)
+        Group(stop=children[end - 1].stop, nodes=children[begin:end])
+        for begin, end in cheapest_runs(len(children), most_rows, cost)
     ]
     for group in node.groups:
         for child in group.nodes:
@@ -127,33 +162,25 @@ def _group(node: Node, batch_tokens: int, most_rows: int, forward_tokens: int) -
             _group(child, batch_tokens, most_rows, forward_tokens)
 
 
-def _cheapest(
-    children: Sequence[Node], start: int, batch_tokens: int, most_rows: int, forward_tokens: int
-) -> list[list[Node]]:
-    """Cut a list sorted by falling length into runs of least cost: a forward pass for each run, and for each child the
-    tokens cut off it, once for everything that goes on from it."""
+def cheapest_runs(count: int, most: int, cost: Callable[[int, int], float]) -> list[tuple[int, int]]:
+    """Cut `count` things in a row into runs of at most `most`, such that `cost(begin, end)` of all runs is least.
+
+    A run of infinite cost is not allowed, nor is any longer one with the same end.
+    """
     best: list[tuple[float, int]] = [(0.0, 0)]
-    for end in range(1, len(children) + 1):
+    for end in range(1, count + 1):
         choice = (float("inf"), end - 1)
-        recomputed = 0
-        fan_outs = 0
-        for begin in range(end - 1, max(-1, end - 1 - most_rows), -1):
-            stop = children[end - 1].stop
-            rows = end - begin
-            if rows > 1 and rows * (stop - start) > batch_tokens:
+        for begin in range(end - 1, max(-1, end - 1 - most), -1):
+            here = cost(begin, end)
+            if here == float("inf"):
                 break
-            fan_outs += _fan_out(children[begin])
-            recomputed += (children[begin].stop - stop) * _fan_out(children[begin])
-            cost = best[begin][0] + forward_tokens + recomputed
-            if cost < choice[0]:
-                choice = (cost, begin)
+            choice = min(choice, (best[begin][0] + here, begin))
         best.append(choice)
-    runs: list[list[Node]] = []
-    end = len(children)
+    runs: list[tuple[int, int]] = []
+    end = count
     while end:
-        begin = best[end][1]
-        runs.append(list(children[begin:end]))
-        end = begin
+        runs.append((best[end][1], end))
+        end = best[end][1]
     return runs[::-1]
 
 

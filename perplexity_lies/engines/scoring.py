@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 
 from perplexity_lies.engines.base import Finished, ScoreRequest, ScoreResult
-from perplexity_lies.engines.prefix_tree import FORWARD_TOKENS, Group, Input, Node, plan
+from perplexity_lies.engines.prefix_tree import FORWARD_TOKENS, Group, Input, Node, cheapest_runs, plan
 from perplexity_lies.engines.state import bytes_of, gather, rows_of, state_argument, state_of
 
 CHUNK_TOKENS = 2048
@@ -111,29 +112,24 @@ class TreeScorer:
     def _batches(
         self, leaves: list[tuple[int, Input]], start: int, row_bytes: int
     ) -> Iterator[list[tuple[int, Input]]]:
-        """Leaves in batches of similar length, longest first, within the budget."""
+        """Leaves in batches of similar length, longest first, within the budget, at the least cost."""
         vocabulary_bytes = 4 * self.model.config.get_text_config().vocab_size
-        batch: list[tuple[int, Input]] = []
-        padding = scored = 0
-        for row, leaf in sorted(leaves, key=lambda pair: (-len(pair[1].ids), pair[1].ids, pair[0])):
-            reads = max(len(t.continuation) for t in self.targets[leaf.ids])
-            longest = len(batch[0][1].ids) if batch else len(leaf.ids)
-            rows = len(batch) + 1
-            padding += longest - len(leaf.ids)
+        ordered = sorted(leaves, key=lambda pair: (-len(pair[1].ids), pair[1].ids, pair[0]))
+        reads = [max(len(t.continuation) for t in self.targets[leaf.ids]) for _, leaf in ordered]
+        scored = [0, *accumulate(reads)]
+
+        def cost(begin: int, end: int) -> float:
+            """A forward pass, its tokens and its padding."""
+            rows, width = end - begin, len(ordered[begin][1].ids) - start
             full = (
-                rows > self.budget.rows
-                or rows * (longest - start) > self.budget.batch_tokens
+                rows * width > self.budget.batch_tokens
                 or rows * row_bytes > self.budget.state_bytes
-                or (scored + reads) * vocabulary_bytes > LOGITS_BYTES
-                or padding > max(self.budget.forward_tokens, rows * (longest - start) // 4)
+                or (scored[end] - scored[begin]) * vocabulary_bytes > LOGITS_BYTES
             )
-            if batch and full:
-                yield batch
-                batch, padding, scored = [], 0, 0
-            batch.append((row, leaf))
-            scored += reads
-        if batch:
-            yield batch
+            return float("inf") if full and rows > 1 else self.budget.forward_tokens + rows * width
+
+        for begin, end in cheapest_runs(len(ordered), self.budget.rows, cost):
+            yield ordered[begin:end]
 
     def _run_leaves(self, batch: list[tuple[int, Input]], start: int, state: Any) -> list[ScoreResult]:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perplexity_lies.engines.prefix_tree import Input, Node, computed_tokens, plan
+from perplexity_lies.engines.prefix_tree import Input, Node, cheapest_runs, computed_tokens, plan
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
@@ -87,3 +87,36 @@ def test_nodes_of_nearly_one_length_run_as_one_batch_cut_to_the_shortest() -> No
     root = plan(inputs, batch_tokens=4096, most_rows=64)
     assert [group.stop for group in root.groups] == [41]
     assert len(root.groups[0].nodes) == 4
+
+
+def test_a_branch_point_above_others_must_spare_more_than_a_forward_pass() -> None:
+    def inputs(shared: int) -> list[Input]:
+        items = [(*range(shared), *(1000 * i + j for j in range(30))) for i in (1, 2)]
+        return [Input((*item, c, 1, 2), shared + 30) for item in items for c in (7, 8)]
+
+    short = plan(inputs(20), batch_tokens=4096, most_rows=64, forward_tokens=32)
+    assert [(group.stop, len(group.nodes)) for group in short.groups] == [(50, 2)]
+    long = plan(inputs(40), batch_tokens=4096, most_rows=64, forward_tokens=32)
+    assert [(group.stop, len(group.nodes)) for group in long.groups] == [(40, 1)]
+    assert [(group.stop, len(group.nodes)) for group in long.groups[0].nodes[0].groups] == [(70, 2)]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 4), st.integers(0, 20))
+@settings(max_examples=200, deadline=None)
+def test_runs_cost_as_little_as_the_best_of_all_ways_to_cut(lengths: list[int], most: int, each: int) -> None:
+    lengths.sort(reverse=True)
+
+    def cost(begin: int, end: int) -> float:
+        padded = (end - begin) * lengths[begin]
+        return float("inf") if end - begin > 1 and padded > 60 else each + padded
+
+    def best(end: int) -> float:
+        if end == 0:
+            return 0
+        return min(best(begin) + cost(begin, end) for begin in range(max(0, end - most), end))
+
+    runs = cheapest_runs(len(lengths), most, cost)
+    assert [begin for begin, _ in runs] == [0, *(end for _, end in runs[:-1])]
+    assert runs[-1][1] == len(lengths)
+    assert all(end - begin <= most for begin, end in runs)
+    assert sum(cost(begin, end) for begin, end in runs) == best(len(lengths))
