@@ -107,15 +107,20 @@ def plan(
     device: Annotated[str, typer.Option("--device", help="A device of the plan's table, such as h200.")] = "h200",
     teacher: TeacherOption = None,
     settings: SetOption = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="Measured shares of the device's peak, as benchmarks/stage_speed.py writes them."),
+    ] = None,
 ) -> None:
     """Tokens, steps, FLOPs, memory and hours of a recipe, before anything starts."""
     from rich.console import Console
 
     from distill.plan import plan as make_plan
-    from distill.plan import render_plan
+    from distill.plan import render_plan, shares_from
     from distill.recipe import load_recipe
 
-    Console().print(render_plan(make_plan(load_recipe(recipe, _settings(teacher, settings)), device)))
+    shares = None if measured is None else shares_from(measured)
+    Console().print(render_plan(make_plan(load_recipe(recipe, _settings(teacher, settings)), device, shares)))
 
 
 @app.command(epilog="plies distill ablate miniature-findings --out build/findings")

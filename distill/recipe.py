@@ -131,6 +131,9 @@ class DataConfig:
     mixture: Mixture | None = None
     """What the miniature world's stream holds; only with `source: miniature`."""
     subset: str | None = None
+    """A hub dataset's named configuration."""
+    data_dir: str | None = None
+    """A hub dataset's folder, where it has folders and no configurations."""
     split: str = "train"
     revision: str | None = None
     text: str | None = None
@@ -321,7 +324,9 @@ def _with_defaults(raw: dict[str, Any], where: str) -> list[Any]:
     defaults = raw.get("defaults", {})
     if not isinstance(defaults, dict):
         raise UsageError(f"{where}: defaults must be a mapping", found=repr(defaults))
-    return [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in raw["stages"]]
+    stages = [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in raw["stages"]]
+    # YAML reads `kind: 1` as a number.
+    return [{**s, "kind": str(s["kind"])} if isinstance(s, dict) and "kind" in s else s for s in stages]
 
 
 def build_recipe(raw: Any, where: str) -> Recipe:

@@ -140,7 +140,7 @@ def dataset_source(config: DataConfig) -> Source:
     def builder() -> Any:
         load = from_table("datasets:load_dataset_builder", f"dataset '{name}' needs the library datasets", EXTRA)
         try:
-            return load(name, config.subset, revision=config.revision)
+            return load(name, config.subset, data_dir=config.data_dir, revision=config.revision)
         except OSError as error:  # no such dataset, no network, offline: all are
             raise MissingError(
                 f"dataset '{name}' cannot be had",
@@ -173,6 +173,7 @@ def dataset_source(config: DataConfig) -> Source:
     identity = {
         "dataset": name,
         "subset": config.subset,
+        "data_dir": config.data_dir,
         "split": config.split,
         "revision": config.revision,
         "files": folder,

@@ -72,7 +72,7 @@ def test_gendistill_is_table_9() -> None:
     assert [s.prompt_weight for s in recipe.stages] == [1.0, 1.0, 1.0, 0.0]
     assert all(s.data == {"english": 0.29, "chinese": 0.71} for s in recipe.stages[:3])
     assert recipe.stages[3].data == "instructions" and recipe.data["instructions"].messages
-    assert recipe.data["chinese"].subset == "4_5"  # a bare 4_5 is the number 45 in YAML
+    assert recipe.data["chinese"].data_dir == "4_5"  # a bare 4_5 is the number 45 in YAML
 
 
 def test_radlads_aligns_whole_mixers_then_trains_everything() -> None:
