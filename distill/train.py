@@ -94,7 +94,9 @@ def closing_loss(directory: Path, loss: StageLoss, batch: Batch) -> float:
     if not path.exists():
         value = loss.value(batch)
         if is_first():
-            path.write_text(json.dumps({"loss": value}) + "\n", encoding="utf-8")
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps({"loss": value}) + "\n", encoding="utf-8")
+            partial.replace(path)
         return value
     return float(json.loads(path.read_text(encoding="utf-8"))["loss"])
 
@@ -170,8 +172,12 @@ class _Run:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not named:
             raise UsageError(f"stage '{stage.name}' trains nothing", found=f"frozen: {', '.join(stage.frozen)}")
-        if stage.muon_lr and is_sharded(model):
-            raise UsageError(f"stage '{stage.name}' asks for Muon on a sharded model", mend="muon_lr: 0")
+        if is_sharded(model) and (stage.muon_lr or stage.kind in ("1", "2")):
+            raise UsageError(
+                f"stage '{stage.name}' cannot run on a sharded model",
+                found="Muon needs whole matrices, stages 1 and 2 call mixers alone",
+                mend="train it with whole models, or set muon_lr: 0",
+            )
         self.parameters = [parameter for _, parameter in named]
         self.optimisers = make_optimisers(
             named, muon_lr=stage.muon_lr, adamw_lr=stage.lr, weight_decay=stage.weight_decay, betas=stage.betas

@@ -45,12 +45,12 @@ class Interrupted:
         return self.stream.batch(position)
 
 
-def run(way: str, directory: Path) -> dict[str, Tensor]:
+def run(way: str, directory: Path, stage: StageConfig | None = None) -> dict[str, Tensor]:
     """Weights at the end of a stage, and its loss on a batch that it did not see."""
     from conftest import TINY_TEACHER
     from test_train import tiny_stream
 
-    stage, stream = STAGES[way], tiny_stream(prompt_weight=0.25)
+    stage, stream = stage or STAGES[way], tiny_stream(prompt_weight=0.25)
     teacher = new_teacher(TINY_TEACHER, build_tokenizer(vocabulary()), seed=0).eval()
 
     def begin() -> Any:
@@ -80,6 +80,9 @@ def main() -> None:
         assert count == 2
         with pytest.raises(UsageError, match="3 rows cannot be shared by 2 processes"):
             own_rows(Batch(*[torch.zeros((3, 2))] * 3, 0, 0, 0))
+        for refused in (ALIGN, dataclasses.replace(DISTIL, muon_lr=0.01)):
+            with pytest.raises(UsageError, match="sharded model"):
+                run("sharded", out / "refused", refused)
         for way in STAGES:
             found = run(way, out / way)
             if number == 0:
