@@ -15,6 +15,9 @@ Everything is float32 or float64, nothing is scaled. Knows nothing of layers, ke
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -132,15 +135,20 @@ def _chunked(
         rows, v = torch.stack((q, beta * k), -2), beta * v
     products, rows, keys, total = _joined(rows, k, decay)
     weights = _triangle((q * k).sum(-1), [product[..., 0, :] for product in products])
+    erasing: Iterable[Tensor | None] = repeat(None)
     if beta is not None:
-        solved = _triangle(torch.ones_like(k[..., 0]), [product[..., 1, :] for product in products], inverted=True)
+        ones = torch.ones_like(k[..., 0])
+        erasing = _triangle(ones, [product[..., 1, :] for product in products], inverted=True).unbind(1)
 
+    # unbind: indexing chunk by chunk would cost the backward pass a tensor of all chunks for each
+    by_chunk = [x.unbind(1) for x in (rows.flatten(2, 3), keys.mT, total.mT, v, weights)]
     outputs, state = [], state.flatten(0, 1)
-    for n in range(q.shape[1]):
-        read = (rows[:, n].flatten(1, 2) @ state).unflatten(1, (size, -1))
-        written = v[:, n] if beta is None else solved[:, n] @ (v[:, n] - read[:, :, 1])
-        outputs.append(torch.baddbmm(read[:, :, 0], weights[:, n], written))
-        state = torch.baddbmm(total[:, n].mT * state, keys[:, n].mT, written)
+    for rows_n, keys_n, total_n, written, weights_n, erasing_n in zip(*by_chunk, erasing, strict=False):
+        reads = (rows_n @ state).unflatten(1, (size, -1)).unbind(2)
+        if erasing_n is not None:
+            written = erasing_n @ (written - reads[1])
+        outputs.append(torch.baddbmm(reads[0], weights_n, written))
+        state = torch.baddbmm(total_n * state, keys_n, written)
     out, state = (x.unflatten(0, (batch, heads)) for x in (torch.cat(outputs, 1), state))
     return out[:, :, :time].transpose(1, 2), state
 
