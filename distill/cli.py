@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from distill.measure import Measure
+    from distill.measure import Measure, Scores
 
 MakeMeasure = Callable[..., Any]
 """Called with `suite`, `out`, `data`, `limit`, `device`; gives a `distill.measure.Measure`."""
@@ -62,6 +62,17 @@ def _prepared(device: str, threads: int) -> Iterator[str]:
         yield where
 
 
+def _show(scores: Mapping[str, Scores], out: Path) -> None:
+    from distill.measure import task_scores
+
+    if scores:
+        typer.echo(f"{'checkpoint':<12}{'task':<12}{'log-likelihood':>15}{'generation':>12}")
+    for name, found in scores.items():
+        for task, s in task_scores(found).items():
+            typer.echo(f"{name:<12}{task:<12}{s.loglikelihood:>14.1f}%{s.generation:>11.1f}%")
+    typer.echo(f"{out / 'student'}\n{out / 'report.html'}")
+
+
 @app.command(epilog="plies distill run miniature --out build/embedded-pair")
 def run(
     context: typer.Context,
@@ -73,6 +84,9 @@ def run(
         str | None, typer.Option(help="Export the last weights, or the best by generation, loglikelihood or kl.")
     ] = None,
     report_to: Annotated[list[str] | None, typer.Option(help="tensorboard or wandb, beside metrics.jsonl.")] = None,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Spread the student over torchrun's processes in stages 3.")
+    ] = False,
     data: DataOption = None,
     limit: LimitOption = None,
     device: DeviceOption = "auto",
@@ -86,19 +100,21 @@ def run(
     make: MakeMeasure = context.obj
     measure: Measure | None = None
 
-    from distill.measure import task_scores
+    from distill.distributed import is_first, world
     from distill.pipeline import run_recipe
+    from perplexity_lies.errors import UsageError
 
     with _prepared(device, threads) as where:
+        if fsdp and world()[1] == 1:
+            raise UsageError(
+                "--fsdp spreads a student over processes, and there is one", mend="torchrun --nproc-per-node 2 ..."
+            )
         if parsed.suite:
             measure = make(suite=parsed.suite, out=out / "measured", data=data, limit=limit, device=where)
-        scores = run_recipe(parsed, out, device=where, measure=measure, report_to=report_to or ())
-    if scores:
-        typer.echo(f"{'checkpoint':<12}{'task':<12}{'log-likelihood':>15}{'generation':>12}")
-    for name, found in scores.items():
-        for task, s in task_scores(found).items():
-            typer.echo(f"{name:<12}{task:<12}{s.loglikelihood:>14.1f}%{s.generation:>11.1f}%")
-    typer.echo(f"{out / 'student'}\n{out / 'report.html'}")
+        scores = run_recipe(parsed, out, device=where, measure=measure, report_to=report_to or (), sharded=fsdp)
+        first = is_first()
+    if first:
+        _show(scores, out)
 
 
 @app.command(epilog="plies distill plan gendistill-qwen3-0.6b --device h200")

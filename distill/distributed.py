@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -93,13 +94,15 @@ def shard(model: PreTrainedModel) -> None:
     mesh = init_device_mesh(model.device.type, (world()[1],))
     head, inner = model.get_output_embeddings(), model.model
     tied = head.weight is model.get_input_embeddings().weight
+    # Left to itself the root stays whole after a pass without gradients, and an optimiser would then hold the wrong tensors.
+    always: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": True}
     for layer in inner.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(inner, mesh=mesh)
+        fully_shard(layer, **always)
+    fully_shard(inner, **always)
     if tied:
         head.weight = model.get_input_embeddings().weight
     else:
-        fully_shard(head, mesh=mesh)
+        fully_shard(head, **always)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -26,13 +26,14 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.cards import write_cards
 from distill.data import Batch, Stream, open_documents
-from distill.distributed import is_first, wait_for_all
+from distill.distributed import is_first, shard, wait_for_all
 from distill.export import export_checkpoint, load_exported
 from distill.measure import PROTOCOLS, Measure, Point, Scores, best_point, percent
 from distill.recipe import LAYER_PLANS, Recipe, StageConfig, StudentConfig, TeacherConfig
 from distill.report import write_report
 from distill.selection import Selection, select_layers
 from distill.stages import StageLoss, loss_in, mean_kl, trainable_in
+from distill.states import decisive, whole
 from distill.students.convert import assembled, new_student
 from distill.students.hybrid import HybridForCausalLM
 from distill.teacher import new_teacher
@@ -100,9 +101,16 @@ class Workshop:
     """One directory of stages, and what they share: device, documents, the function that measures."""
 
     def __init__(
-        self, directory: Path, *, device: str = "cpu", measure: Measure | None = None, report_to: Sequence[str] = ()
+        self,
+        directory: Path,
+        *,
+        device: str = "cpu",
+        measure: Measure | None = None,
+        report_to: Sequence[str] = (),
+        sharded: bool = False,
     ) -> None:
         self.directory, self.device, self.measure, self.report_to = directory, device, measure, report_to
+        self.sharded = sharded
         self.tallies: dict[str, Tally] = {}
         self.held_out = frozenset(item.question for items in all_items().values() for item in items)
 
@@ -141,7 +149,7 @@ class Workshop:
         if previous is not None:
             opening_check(previous.value, previous.loss, previous.batch.to(self.device))
         used = [recipe.data[name] for name in ([stage.data] if isinstance(stage.data, str) else stage.data)]
-        key = digest(before, dataclasses.asdict(stage), [dataclasses.asdict(source) for source in used])
+        key = digest(before, decisive(dataclasses.asdict(stage)), [dataclasses.asdict(source) for source in used])
         directory = self.directory / "stages" / f"{stage.name}-{key}"
         stream = self.stream(recipe, stage, tokenizer)
         self.tallies[stage.name] = train(
@@ -253,6 +261,8 @@ class Workshop:
         student = aligned.students[mixer_name(recipe.student.mixer)]
         selection = self.select(recipe, teacher, student, aligned.key)
         hybrid = assembled(teacher.model, student, selection.kept).to(self.device)
+        if self.sharded:
+            shard(hybrid)
         key = digest(aligned.key, mixer_name(recipe.student.mixer), selection.kept)
         curve = Curve(self, recipe, teacher, hybrid)
         curve.look("aligned", key, Tally())
@@ -265,7 +275,7 @@ class Workshop:
                     recipe, stage, key, teacher.tokenizer, hybrid, loss, closing, curve.measure_in_stage
                 )
                 seen += self.tallies[stage.name].tokens
-        return hybrid, selection, curve.points
+        return whole(hybrid), selection, curve.points
 
 
 def _switches(student: StudentConfig) -> dict[str, Any]:
@@ -299,17 +309,19 @@ class Curve:
             return
         path = self.shop.directory / "stages" / f"point-{stage}-{key}-{tally.step}.json"
         wait_for_all()
-        if is_first() and not path.exists():
-            write_json(path, dataclasses.asdict(self._measured(stage, tally, path.with_suffix(""))))
+        if not path.exists():
+            student = whole(self.student)
+            if is_first():
+                write_json(path, dataclasses.asdict(self._measured(student, stage, tally, path.with_suffix(""))))
         wait_for_all()
         self.points.append(Point(**json.loads(path.read_text(encoding="utf-8"))))
 
-    def _measured(self, stage: str, tally: Tally, directory: Path) -> Point:
-        kl = self.shop.kl(self.recipe, self.teacher, self.student)
+    def _measured(self, student: HybridForCausalLM, stage: str, tally: Tally, directory: Path) -> Point:
+        kl = self.shop.kl(self.recipe, self.teacher, student)
         scores: dict[str, float] = {}
         keep = self.recipe.select_by != "last"
         if self.shop.measure is not None or keep:
-            export_checkpoint(self.student, self.teacher.tokenizer, directory)
+            export_checkpoint(student, self.teacher.tokenizer, directory)
         if self.shop.measure is not None:
             found = self.shop.measure(directory)
             scores = {protocol: percent(found, protocol) for protocol in PROTOCOLS}
@@ -356,16 +368,18 @@ def run_recipe(
     device: str = "cpu",
     measure: Measure | None = None,
     report_to: Sequence[str] = (),
+    sharded: bool = False,
 ) -> dict[str, Scores]:
     """Makes `directory/student` (and `teacher`) with cards and a report; returns scores by checkpoint.
 
-    Calling it again on the same directory continues an interrupted run. `report_to` names trackers beside the stages'
-    own `metrics.jsonl` (`distill.metrics.WRITERS`). Raises UsageError when the directory belongs to
-    another recipe, TrainingError when a stage diverges or does not find what the last one left.
+    Calling it again on the same directory continues an interrupted run. `report_to` names trackers beside the stages' own
+    `metrics.jsonl` (`distill.metrics.WRITERS`); `sharded` spreads the student over torchrun's processes in stages 3 (FSDP2).
+    Raises UsageError when the directory belongs to another recipe, TrainingError when a stage diverges or does not find what
+    the last one left.
     """
     if is_first():
         keep_recipe(recipe, directory)
-    shop = Workshop(directory, device=device, measure=measure, report_to=report_to)
+    shop = Workshop(directory, device=device, measure=measure, report_to=report_to, sharded=sharded)
     teacher = shop.teacher(recipe)
     aligned = shop.align(recipe, teacher, [recipe.student.mixer])
     hybrid, selection, points = shop.distil(recipe, teacher, aligned)

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from transformers import PreTrainedModel
 
 from distill.distributed import is_first, is_sharded, wait_for_all
 from distill.recipe import StageConfig
@@ -56,6 +57,18 @@ def gathered(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[
     }
 
 
+def whole(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, or of a sharded one a copy that is not: on the first process, which alone may use it."""
+    if not is_sharded(model):
+        return model
+    weights = gathered(model, [])["model"]
+    if not is_first():
+        return model
+    copy = type(model)(model.config)
+    copy.load_state_dict(weights)
+    return copy.to(model.device)
+
+
 def put_back(model: nn.Module, optimisers: list[torch.optim.Optimizer], state: dict[str, Any]) -> None:
     """What `gathered` took."""
     if not is_sharded(model):
@@ -69,7 +82,8 @@ def put_back(model: nn.Module, optimisers: list[torch.optim.Optimizer], state: d
         set_optimizer_state_dict(model, optimiser, saved, options=whole)
 
 
-def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """A stage's settings without those that do not change what is learnt."""
     return {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}
 
 
@@ -84,7 +98,7 @@ def restored(
     if not states:
         return None
     state = torch.load(states[-1], weights_only=True, map_location="cpu")
-    if _decisive(state["stage"]) != _decisive(dataclasses.asdict(stage)):
+    if decisive(state["stage"]) != decisive(dataclasses.asdict(stage)):
         raise UsageError(
             f"{directory} holds stage '{stage.name}' made with other settings",
             found="its settings differ from the recipe's",
