@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
-"""Size of one [chunk, vocabulary] tensor of float32; three of them are alive at a time."""
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
+"""Most of one [chunk, vocabulary] tensor of float32; teacher's and student's are alive at a time."""
+BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**29}
+"""The same of a block of a chunk's rows, on which softmaxes are made: on a CPU, what stays in its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,10 @@ class _Form:
     """Of the matrix products."""
 
 
-def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
-    """Rows whose logits fill CHUNK_BYTES; at least one."""
-    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
+def rows_within(budget: dict[str, int], vocabulary: int, device: torch.device) -> int:
+    """Rows of float32 logits that the budget allows on this kind of device: whole 64s where it can be, at least one."""
+    rows = budget.get(device.type, budget["cuda"]) // (4 * vocabulary)
+    return rows // 64 * 64 or max(1, rows)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -42,36 +45,49 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
-def _divergence(student: Tensor, teacher: Tensor, temperature: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """KL of each row times temperature squared, and its slope along the student's logits. Uses both up."""
+def _divergence(student: Tensor, teacher: Tensor, temperature: float, top_k: int) -> Tensor:
+    """KL of each row times temperature squared; turns the student's logits into its slope and uses the teacher's up."""
     if 0 < top_k < teacher.shape[1]:
         kept = teacher.topk(top_k)
         teacher.fill_(-torch.inf).scatter_(1, kept.indices, kept.values)
     log_p, log_q = _log_softmax(teacher.div_(temperature)), _log_softmax(student.div_(temperature))
     p = log_p.exp()
     terms = log_p.sub_(log_q).mul_(p)
-    divergence = terms.nansum(-1) if top_k else terms.sum(-1)  # 0 * log 0
-    return divergence * temperature**2, log_q.exp_().sub_(p).mul_(temperature)
+    if top_k:
+        terms.masked_fill_(p == 0, 0.0)  # 0 * log 0
+    log_q.exp_().sub_(p).mul_(temperature)
+    return terms.sum(-1).mul_(temperature**2)
 
 
-def _cross_entropy(student: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each row, and its slope along the logits, which are used up."""
+def _cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each row; turns the logits into its slope."""
     log_q, target = _log_softmax(student), targets[:, None]
     loss = -log_q.gather(1, target)[:, 0]
-    return loss, log_q.exp_().scatter_add_(1, target, torch.full_like(target, -1.0, dtype=log_q.dtype))
+    log_q.exp_().scatter_add_(1, target, torch.full_like(target, -1.0, dtype=log_q.dtype))
+    return loss
 
 
-def _rows_loss(student: Tensor, teacher: Tensor | None, targets: Tensor | None, form: _Form) -> tuple[Tensor, Tensor]:
-    """Loss [rows] of these logits [rows, vocabulary], and its slope along the student's. Uses both up."""
+def _rows_loss(student: Tensor, teacher: Tensor | None, targets: Tensor | None, form: _Form) -> Tensor:
+    """Loss [rows]; turns the student's logits [rows, vocabulary] into its slope and uses the teacher's up."""
     if teacher is None:
         assert targets is not None  # chunked_ce asks for them
         return _cross_entropy(student, targets)
     if targets is None or form.ce_weight == 0:
         return _divergence(student, teacher, form.temperature, form.top_k)
-    ce, ce_slope = _cross_entropy(student.clone(), targets)
-    loss, slope = _divergence(student, teacher, form.temperature, form.top_k)
-    mixed = loss.mul_(1 - form.ce_weight).add_(ce, alpha=form.ce_weight)
-    return mixed, slope.mul_(1 - form.ce_weight).add_(ce_slope, alpha=form.ce_weight)
+    also = student.clone()
+    ce = _cross_entropy(also, targets).mul_(form.ce_weight)
+    kl = _divergence(student, teacher, form.temperature, form.top_k).mul_(1 - form.ce_weight)
+    student.mul_(1 - form.ce_weight).add_(also, alpha=form.ce_weight)
+    return kl.add_(ce)
+
+
+def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """[rows, vocabulary], at least float32; the product is made in the head's type."""
+    return (hidden.to(head.dtype) @ head.mT).to(torch.promote_types(head.dtype, torch.float32))
+
+
+def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -82,33 +98,35 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         head: Tensor,
-        hidden_t: Tensor | None,
-        head_t: Tensor | None,
+        teacher: tuple[Tensor, Tensor] | None,
         weights: Tensor,
         targets: Tensor | None,
         form: _Form,
         chunk_rows: int,
         trains: tuple[bool, bool],
     ) -> Tensor:
-        """`trains`: whether hidden states, and the head, get a gradient."""
+        """`teacher`: its hidden states and head. `trains`: whether the student's get a gradient."""
         exact = torch.promote_types(form.dtype, torch.float32)
-        weights = weights.to(exact)
-        own = head.to(form.dtype)
-        other = own if head_t is head or head_t is None else head_t.to(form.dtype)
+        weights, own = weights.to(exact), head.to(form.dtype)
+        other = None if teacher is None else (teacher[0], teacher[1].to(form.dtype))
         grad_hidden = torch.empty_like(hidden) if trains[0] else None
         grad_head = torch.zeros_like(head, dtype=exact) if trains[1] else None
         total = torch.zeros((), dtype=exact, device=hidden.device)
+        block = rows_within(BLOCK_BYTES, len(head), hidden.device)
 
-        def add(part: slice) -> None:
+        def add(chunk: slice) -> None:
             """Adds a chunk of rows; its logits are gone when this returns."""
-            h, w = hidden[part].to(form.dtype), weights[part]
-            teacher = None if hidden_t is None else (hidden_t[part].to(form.dtype) @ other.mT).to(exact)
-            loss, slope = _rows_loss((h @ own.mT).to(exact), teacher, None if targets is None else targets[part], form)
-            total.add_(loss @ w)
+            z_s = _logits(hidden[chunk], own)
+            z_t = None if other is None else _logits(other[0][chunk], other[1])
+            w, wanted = weights[chunk], _part(targets, chunk)
+            for start in range(0, len(z_s), block):
+                rows = slice(start, start + block)
+                total.add_(_rows_loss(z_s[rows], _part(z_t, rows), _part(wanted, rows), form) @ w[rows])
+            slope = z_s.to(form.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = (slope.to(form.dtype) @ own) * w[:, None]
+                grad_hidden[chunk] = (slope @ own) * w[:, None]
             if grad_head is not None:
-                grad_head.add_(slope.to(form.dtype).mT @ (h * w[:, None].to(form.dtype)))
+                grad_head.add_(slope.mT @ (hidden[chunk] * w[:, None]).to(form.dtype))
 
         for start in range(0, len(hidden), chunk_rows):
             add(slice(start, start + chunk_rows))
@@ -120,14 +138,13 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """Scales what the forward pass has made."""
         grads = [None if saved is None else saved * grad_outputs[0].to(saved.dtype) for saved in ctx.saved_tensors]
-        return *grads, *[None] * 7
+        return *grads, *[None] * 6
 
 
 def _summed(
     hidden: Tensor,
     head: Tensor,
-    hidden_t: Tensor | None,
-    head_t: Tensor | None,
+    teacher: tuple[Tensor, Tensor] | None,
     weights: Tensor,
     targets: Tensor | None,
     chunk_rows: int,
@@ -136,16 +153,15 @@ def _summed(
     device = hidden.device
     mixed = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if mixed else hidden.dtype
-    rows = chunk_rows or rows_per_chunk(len(head), device)
+    rows = chunk_rows or rows_within(CHUNK_BYTES, len(head), device)
     trains = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, head))
     with torch.autocast(device.type, enabled=False):
-        form_ = _Form(**form, dtype=dtype)
-        return _ChunkedLoss.apply(hidden, head, hidden_t, head_t, weights, targets, form_, rows, trains)
+        return _ChunkedLoss.apply(hidden, head, teacher, weights, targets, _Form(**form, dtype=dtype), rows, trains)
 
 
 def chunked_ce(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, *, chunk_rows: int = 0) -> Tensor:
     """Sum of `weights` [n] times cross-entropy with `targets` [n] (int64), nats; the rest as in `chunked_kl`."""
-    return _summed(hidden, head, None, None, weights, targets, chunk_rows, temperature=1.0, top_k=0, ce_weight=1.0)
+    return _summed(hidden, head, None, weights, targets, chunk_rows, temperature=1.0, top_k=0, ce_weight=1.0)
 
 
 def chunked_kl(
@@ -171,4 +187,4 @@ def chunked_kl(
     if ce_weight and targets is None:
         raise ValueError("a weight for cross-entropy needs targets")
     form = {"temperature": temperature, "top_k": top_k, "ce_weight": ce_weight}
-    return _summed(hidden_s, head_s, hidden_t.detach(), head_t.detach(), weights, targets, chunk_rows, **form)
+    return _summed(hidden_s, head_s, (hidden_t.detach(), head_t.detach()), weights, targets, chunk_rows, **form)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.losses import chunked_ce, chunked_kl, rows_per_chunk
+from distill.losses import BLOCK_BYTES, CHUNK_BYTES, chunked_ce, chunked_kl, rows_within
 
 ROWS, WIDTH, TEACHER_WIDTH, VOCABULARY = 11, 5, 7, 23
 
@@ -133,6 +133,26 @@ def test_a_cross_entropy_without_targets_is_refused() -> None:
         chunked_kl(case.hidden_s, case.head_s, case.hidden_t, case.head_t, case.weights, ce_weight=0.1)
 
 
+@pytest.mark.parametrize("block", [1, 3])
+def test_blocks_of_a_chunk_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    inputs = (case.hidden_s, case.head_s, case.hidden_t, case.head_t, case.weights)
+    whole = chunked_kl(*inputs, ce_weight=0.2, targets=case.targets, top_k=6)
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 4 * VOCABULARY * block)
+    found = chunked_kl(*inputs, ce_weight=0.2, targets=case.targets, top_k=6, chunk_rows=7)
+    torch.testing.assert_close(found, whole, rtol=1e-12, atol=0)
+    for mine, theirs in zip(case.grads(found), case.grads(whole), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
+
+
+def test_rows_without_a_number_are_not_hidden() -> None:
+    case = Case()
+    with torch.no_grad():
+        case.hidden_s[2] = torch.nan
+    assert chunked_kl(case.hidden_s, case.head_s, case.hidden_t, case.head_t, case.weights, top_k=4).isnan()
+
+
 def test_chunks_grow_as_vocabularies_shrink() -> None:
-    device = torch.device("cpu")
-    assert rows_per_chunk(151_936, device) == 110 and rows_per_chunk(10**9, device) == 1
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert rows_within(CHUNK_BYTES, 151_936, cpu) == 192 and rows_within(CHUNK_BYTES, 151_936, gpu) == 832
+    assert rows_within(CHUNK_BYTES, 10**9, cpu) == 1 and rows_within(BLOCK_BYTES, 151_936, cpu) == 6
