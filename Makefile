@@ -61,6 +61,8 @@ gpu-check: $(VENV)/.dev
 		|| { echo "no CUDA device: nothing was run" >&2; exit 3; }
 	$(BIN)/python -m pytest -m gpu
 	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script --device cuda; done
+	$(BIN)/plies distill run miniature --device cuda --out build/gpu-pair --set teacher.layers=8 --set teacher.hidden_size=384 \
+		--set teacher.intermediate_size=1152 --set teacher.head_dim=64 --set student.keep=2 --set defaults.rows=64
 
 embedded-pair: $(VENV)/.all
 	$(BIN)/plies distill run miniature --out build/embedded-pair
