@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Most of one [chunk, vocabulary] tensor of float32; teacher's and student's are alive at a time."""
 BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**29}
-"""The same of a block of a chunk's rows, on which softmaxes are made: on a CPU, what stays in its cache."""
+"""The same of a block of a chunk's rows, on which softmaxes are made with one more: on a CPU, what stays in its cache."""
 
 
 @dataclass(frozen=True, slots=True)
