@@ -19,7 +19,7 @@ from distill.cards import count_parameters
 from distill.export import load_exported
 from distill.measure import Point, best_point, percent
 from distill.pipeline import Workshop, run_recipe
-from distill.recipe import Recipe, build_recipe, overlaid, read_recipe
+from distill.recipe import Recipe, build_recipe, load_recipe, overlaid, read_recipe
 from distill.train import TrainingError
 from perplexity_lies.errors import UsageError
 from perplexity_lies.in_the_loop import measurer
@@ -182,6 +182,21 @@ def test_the_embedded_pair_is_small_and_whole() -> None:
         assert (config["model_type"], config["dtype"]) == (model_type, "bfloat16")
         assert 500_000 <= count_parameters(EMBEDDED / name) <= 2_000_000
         assert yaml.safe_load((EMBEDDED / name / "README.md").read_text().split("---")[1])["license"] == "apache-2.0"
+
+
+@pytest.mark.slow
+def test_the_embedded_student_is_what_the_recipe_makes(tmp_path: Path) -> None:
+    """Stage 1, whole, from the embedded teacher: ends on the loss that the student's card tells."""
+    recipe = load_recipe("miniature", ["teacher=builtin:teacher", "stage2=null"])
+    shop = Workshop(tmp_path)
+    shop.align(recipe, shop.teacher(recipe), ["kda"])
+    row = next(
+        line
+        for line in (EMBEDDED / "student" / "README.md").read_text().splitlines()
+        if line.startswith("| align-qk |")
+    )
+    told = float(row.strip("| ").rpartition("| ")[2])
+    assert shop.tallies["align-qk"].loss == pytest.approx(told, rel=2e-3)
 
 
 def test_no_evaluation_question_is_in_any_stage(tmp_path: Path) -> None:
