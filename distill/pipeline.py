@@ -210,7 +210,10 @@ class Workshop:
         return Aligned(students, key)
 
     def held_batches(self, recipe: Recipe, teacher: Teacher) -> list[Batch]:
-        """Completions that no stage trains on, of the last stage's kind."""
+        """Completions of the last stage's kind, to measure a student on.
+
+        Of the miniature world some that no stage trains on; of files and datasets what that stage reads, in another order.
+        """
         stage = dataclasses.replace(recipe.stages[-1], prompt_weight=0.0)
         stream, batches, position = self.stream(recipe, stage, teacher.tokenizer, HELD_SEED), [], 0
         for _ in range(recipe.student.selection_batches):

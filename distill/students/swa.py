@@ -71,15 +71,39 @@ class SlidingWindowAttention(Mixer):
     def _at_once(
         self, q: Tensor, k: Tensor, v: Tensor, state: WindowState, segments: Tensor | None, counts: Tensor | None
     ) -> tuple[Tensor, WindowState]:
+        """Block by block of queries, each with the sinks of its first document and the keys of its window: linear in time."""
         places, old = self._places(state.seen, q.shape[2], segments), self._slot_places(state)
         keys, values = torch.cat((state.keys.to(k), k), 2), torch.cat((state.values.to(v), v), 2)
-        of_keys = torch.cat((old, places), 1)[:, None]
-        distance = places[..., None] - of_keys
-        seen = (of_keys >= 0) & (distance >= 0) & ((distance < self.window) | (of_keys < self.sinks))
+        of_keys, of_documents = torch.cat((old, places), 1), None
         if segments is not None:
-            seen &= segments[..., None] == torch.cat((segments[:, :1].expand_as(old), segments), 1)[:, None]
+            of_documents = torch.cat((segments[:, :1].expand_as(old), segments), 1)
+        size, outputs = max(self.window, self.config.chunk_size), []
+        for start in range(0, q.shape[2], size):
+            block = slice(start, min(start + size, q.shape[2]))
+            index, fresh = self._within_reach(block, places, old.shape[1])
+            place = of_keys.gather(1, index)[:, None]
+            distance = places[:, block, None] - place
+            near = (distance < self.window) | (place < self.sinks)
+            seen = fresh[:, None] & (place >= 0) & (distance >= 0) & near
+            if segments is not None and of_documents is not None:
+                seen &= segments[:, block, None] == of_documents.gather(1, index)[:, None]
+            wanted = index[:, None, :, None].expand(-1, self.kv_heads, -1, self.head_dim)
+            outputs.append(self._attention(q[:, :, block], keys.gather(2, wanted), values.gather(2, wanted), seen))
         length = places[:, -1:] + 1 if counts is None else state.seen + counts[:, None]
-        return self._attention(q, keys, values, seen), self._kept(state, keys, values, places[:, -1:], length)
+        return torch.cat(outputs, 2), self._kept(state, keys, values, places[:, -1:], length)
+
+    def _within_reach(self, block: slice, places: Tensor, old: int) -> tuple[Tensor, Tensor]:
+        """Which of the state's slots and the columns after them a block of queries may see, [batch, n] int64.
+
+        And whether each counts, [batch, n] bool: a sink that lies in the block's window as well is there twice. Sinks are
+        those of the block's first document; a later one's begin inside the block.
+        """
+        begin = max(0, old + block.start - self.window + 1)
+        window = torch.arange(begin, old + block.stop, device=places.device).expand(len(places), -1)
+        number = torch.arange(self.sinks, device=places.device)
+        column = block.start - places[:, block.start, None] + number
+        sinks = torch.where(column >= 0, old + column, number).clamp_max(old + block.stop - 1)
+        return torch.cat((sinks, window), 1), torch.cat((sinks < begin, torch.ones_like(window, dtype=torch.bool)), 1)
 
     def _token_by_token(
         self, q: Tensor, k: Tensor, v: Tensor, state: WindowState, segments: Tensor | None, counts: Tensor | None

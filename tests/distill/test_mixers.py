@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
@@ -304,6 +306,45 @@ def test_swa_is_the_teachers_attention_under_a_mask(time: int, window: int, sink
     rotary = Qwen3RotaryEmbedding(make_config())(x, index[None])
     expected, _ = attention_like(mixer)(x, rotary, mask)
     torch.testing.assert_close(run(mixer, x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    window=st.integers(1, 8),
+    sinks=st.integers(0, 3),
+    chunk_size=st.integers(1, 8),
+    calls=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_swa_by_blocks_is_the_loop(window: int, sinks: int, chunk_size: int, calls: list[list[int]]) -> None:
+    """Packed documents, the last of each call going on in the next."""
+    torch.manual_seed(0)
+    mixer = make_mixer("swa", sliding_window=window, attention_sinks=sinks, chunk_size=chunk_size)
+    states: dict[bool, Any] = {False: None, True: None}
+    for lengths in calls:
+        segments, positions = packed_lengths(*lengths)
+        if states[True] is not None:
+            positions = positions + (segments == 0) * states[True].seen
+        x, outputs = torch.randn(1, sum(lengths), HIDDEN), {}
+        for naive in states:
+            mixer.naive = naive
+            outputs[naive], states[naive] = run(mixer, x, positions, segments=segments, state=states[naive])
+        torch.testing.assert_close(outputs[False], outputs[True], rtol=1e-4, atol=1e-5)
+        assert torch.equal(states[False].seen, states[True].seen)
+
+
+def test_swa_keeps_memory_linear_in_length() -> None:
+    mixer, kept = make_mixer("swa"), {}
+    for time in (256, 1024):
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: Tensor, storages: dict[int, torch.UntypedStorage] = storages) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run(mixer, torch.randn(1, time, HIDDEN))
+        kept[time] = sum(storage.nbytes() for storage in storages.values())
+    assert kept[1024] <= 4.1 * kept[256]
 
 
 def test_swa_keeps_sinks_and_window_and_no_more() -> None:
