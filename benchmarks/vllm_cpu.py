@@ -120,6 +120,12 @@ def answers(
     return scored, replied, {"score_s": between - started, "generate_s": time.monotonic() - between}
 
 
+def largest(replied: dict[str, Any], replied_too: dict[str, Any]) -> float | None:
+    """Largest difference, in logits, between the narrowest choices of two engines' replies; None where one knows none."""
+    pairs = [(replied[key].smallest_margin, replied_too[key].smallest_margin) for key in replied]
+    return None if any(None in pair for pair in pairs) else max(abs(one - other) for one, other in pairs)
+
+
 def agreement(reference: tuple[Any, ...], other: tuple[Any, ...]) -> dict[str, Any]:
     """Counts of answers that agree with the reference, and the largest difference in nats."""
     (scored, replied, _), (scored_too, replied_too, seconds) = reference, other
@@ -141,6 +147,7 @@ def agreement(reference: tuple[Any, ...], other: tuple[Any, ...]) -> dict[str, A
         "replies_equal": alike,
         "reply_tokens": sum(result.completion_tokens for result in replied.values()),
         "ended_by": dict(Counter(result.finish_reason for result in replied.values())),
+        "largest_difference_of_margins": largest(replied, replied_too),
         "errors": sum(bool(r.error) for r in (*scored_too.values(), *replied_too.values())),
         **{name: round(value, 3) for name, value in seconds.items()},
     }

@@ -9,7 +9,7 @@ The only file that imports `vllm`; it has its own environment (docs/engines.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,6 +130,7 @@ class VllmEngine(Engine):
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             seed=request.seed if sampling.temperature > 0 else None,
+            logprobs=None if sampling.temperature > 0 else 2,
             max_tokens=min(request.max_new_tokens, self.context_tokens - prompt_tokens),
             stop=list(request.stop),
             stop_token_ids=sorted(self.end_ids),
@@ -170,6 +171,7 @@ class VllmEngine(Engine):
             prompt_tokens=kept,
             completion_tokens=len(row.token_ids),
             truncated_tokens=prompt_tokens - kept,
+            smallest_margin=smallest_margin(row.logprobs),
         )
 
     def _run(self, asks: dict[str, Ask], read: Callable[[str, Any], Any]) -> Iterator[list[Any]]:
@@ -187,6 +189,17 @@ class VllmEngine(Engine):
         finally:
             if waiting:
                 engine.abort_request(list(waiting))
+
+
+def smallest_margin(places: Sequence[Mapping[int, Any]] | None) -> float | None:
+    """The least by which a greedy reply's token was ahead of the second best. None for a sampled reply.
+
+    `places`: vLLM's log-probabilities of at least the two best tokens at each place; they differ by what the logits do.
+    """
+    if not places:
+        return None
+    best = (sorted((token.logprob for token in place.values()), reverse=True) for place in places)
+    return float(min((first - second for first, second, *_ in best), default=0.0))
 
 
 def _device(name: str) -> str:
