@@ -2,14 +2,15 @@
 
 Each branch point of the plan runs once; its state is forked to what goes on from it and forgotten when the last is done. Rows
 of one batch start from equal lengths; only the last stretch of an input, whose state nobody reads, is padded on the right,
-where causality keeps padding from every scored position. The vocabulary is projected at scored positions alone.
+where causality keeps padding from every scored position. The vocabulary is projected at scored positions alone, a chunk of
+them at a time unless the model does something to its logits afterwards (a cap, a scale): then batches are small instead.
 
 Knows nothing of text or of lm-eval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,8 +25,8 @@ from perplexity_lies.engines.state import bytes_of, gather, rows_of, state_argum
 CHUNK_TOKENS = 2048
 """A longer stretch is run in chunks of this many tokens, to bound activations."""
 
-LOGITS_BYTES = 64 * 2**20
-"""Most bytes of fp32 logits of one batch."""
+LOGITS_BYTES = {"cpu": 2**24, "cuda": 2**28}
+"""Most bytes of fp32 logits that are made at a time."""
 
 
 class Target(NamedTuple):
@@ -65,6 +66,9 @@ class TreeScorer:
             inputs, batch_tokens=budget.batch_tokens, most_rows=budget.rows, forward_tokens=budget.forward_tokens
         )
         self._state_name = state_argument(model)
+        vocabulary = model.config.get_text_config().vocab_size
+        self._most_places = max(1, LOGITS_BYTES.get(self.device.type, LOGITS_BYTES["cuda"]) // (4 * vocabulary))
+        self._plain = projects_plainly(model)
 
     def run(self, finished: Finished) -> Iterator[list[ScoreResult]]:
         """Results, batch by batch. A batch of which all is finished is left out; any other is run whole."""
@@ -113,7 +117,6 @@ class TreeScorer:
         self, leaves: list[tuple[int, Input]], start: int, row_bytes: int
     ) -> Iterator[list[tuple[int, Input]]]:
         """Leaves in batches of similar length, longest first, within the budget, at the least cost."""
-        vocabulary_bytes = 4 * self.model.config.get_text_config().vocab_size
         ordered = sorted(leaves, key=lambda pair: (-len(pair[1].ids), pair[1].ids, pair[0]))
         reads = [max(len(t.continuation) for t in self.targets[leaf.ids]) for _, leaf in ordered]
         scored = [0, *accumulate(reads)]
@@ -124,7 +127,7 @@ class TreeScorer:
             full = (
                 rows * width > self.budget.batch_tokens
                 or rows * row_bytes > self.budget.state_bytes
-                or (scored[end] - scored[begin]) * vocabulary_bytes > LOGITS_BYTES
+                or (not self._plain and scored[end] - scored[begin] > self._most_places)
             )
             return float("inf") if full and rows > 1 else self.budget.forward_tokens + rows * width
 
@@ -156,13 +159,20 @@ class TreeScorer:
             reads += [(first + most - len(t.continuation), t, len(leaf.ids)) for t in self.targets[leaf.ids]]
         where = torch.tensor(places, device=self.device)
         forked = gather(state, [row for row, _ in batch]) if state is not None else None
+        given = {"input_ids": tokens.to(self.device), "use_cache": state is not None, self._state_name: forked}
+        return _read(self._logits(given, where), reads)
+
+    def _logits(self, given: dict[str, Any], where: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Logits at the places `where` ([n, 2]: row, position), chunk by chunk, [at most `most_places`, vocabulary] each."""
+        if self._plain:
+            with _only(self.model, where, projected=1) as hidden:
+                self.model(**given)
+            for chunk in hidden[0].split(self._most_places):
+                yield self.model.get_output_embeddings()(chunk)
+            return
         with _only(self.model, where):
-            logits = self.model(
-                input_ids=tokens.to(self.device), use_cache=state is not None, **{self._state_name: forked}
-            ).logits
-        if logits.shape[:2] != (1, len(places)):
-            logits = logits[where[:, 0], where[:, 1]][None]
-        return _read(logits[0], reads)
+            logits = self.model(**given).logits
+        yield logits[0] if logits.shape[:2] == (1, len(where)) else logits[where[:, 0], where[:, 1]]
 
 
 def fork(state: Any, rows: int) -> Any:
@@ -213,21 +223,16 @@ def _targets(requests: Sequence[ScoreRequest], context_tokens: int) -> dict[tupl
     return {ids: list(targets.values()) for ids, targets in found.items()}
 
 
-def _read(logits: torch.Tensor, reads: Sequence[tuple[int, Target, int]]) -> list[ScoreResult]:
-    """Log-likelihoods off `logits` [places, vocabulary]; a target begins at its place and takes one for each token."""
-    logits = logits.float()
-    rows = torch.tensor(
-        [place + i for place, target, _ in reads for i in range(len(target.continuation))], device=logits.device
-    )
-    wanted = torch.tensor([token for _, target, _ in reads for token in target.continuation], device=logits.device)
-    best = logits.amax(-1)
-    of_wanted = logits[rows, wanted]
-    hits = of_wanted == best[rows]
-    tied = hits.nonzero()[:, 0]  # the first of equals is the greedy one, as argmax has it
-    hits[tied] = logits[rows[tied]].argmax(-1) == wanted[tied]
-    normaliser = logits.sub_(best[:, None]).exp_().sum(-1).log() + best
-    values = (of_wanted - normaliser[rows]).double().cpu()
-    hits = hits.cpu()
+def _read(chunks: Iterable[torch.Tensor], reads: Sequence[tuple[int, Target, int]]) -> list[ScoreResult]:
+    """Log-likelihoods off logits, [places, vocabulary] in chunks; a target begins at its place and takes one for each token."""
+    places = torch.tensor([place + i for place, target, _ in reads for i in range(len(target.continuation))])
+    tokens = torch.tensor([token for _, target, _ in reads for token in target.continuation])
+    values, hits = torch.empty(len(places), dtype=torch.float64), torch.empty(len(places), dtype=torch.bool)
+    start = 0
+    for logits in chunks:
+        here = (places >= start) & (places < start + len(logits))
+        values[here], hits[here] = _of_wanted(logits.float(), places[here] - start, tokens[here])
+        start += len(logits)
     results, at = [], 0
     for _, target, length in reads:
         n = len(target.continuation)
@@ -245,21 +250,56 @@ def _read(logits: torch.Tensor, reads: Sequence[tuple[int, Target, int]]) -> lis
     return results
 
 
+def _of_wanted(logits: torch.Tensor, rows: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each wanted token, nats, at its row of `logits`, and whether it is the greedy one. Uses them up."""
+    rows, wanted = rows.to(logits.device), wanted.to(logits.device)
+    best = logits.amax(-1)
+    of_wanted = logits[rows, wanted]
+    hits = of_wanted == best[rows]
+    tied = hits.nonzero()[:, 0]  # the first of equals is the greedy one, as argmax has it
+    hits[tied] = logits[rows[tied]].argmax(-1) == wanted[tied]
+    normaliser = logits.sub_(best[:, None]).exp_().sum(-1).log() + best
+    return (of_wanted - normaliser[rows]).double().cpu(), hits.cpu()
+
+
+@torch.no_grad()
+def projects_plainly(model: Any) -> bool:
+    """Whether a model's logits are what its output projection gave, with nothing done to them afterwards.
+
+    Told by the tensor itself, not its values: a cap may leave small logits as they are.
+    """
+    head, given = model.get_output_embeddings(), []
+    if head is None:
+        return False
+    handle = head.register_forward_hook(lambda module, args, output: given.append((output, output._version)))
+    try:
+        one = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+        logits = model(input_ids=one, use_cache=False).logits
+    finally:
+        handle.remove()
+    if len(given) != 1:
+        return False
+    (output, version), same = given[0], given[0][0].data_ptr() == logits.data_ptr()
+    return bool(same and output.dtype == logits.dtype and logits._version == version)
+
+
 @contextmanager
-def _only(model: Any, where: torch.Tensor) -> Iterator[None]:
-    """Let the output projection see the places `where` ([n, 2]: row, position) alone.
+def _only(model: Any, where: torch.Tensor, projected: int | None = None) -> Iterator[list[torch.Tensor]]:
+    """Let the output projection see the places `where` ([n, 2]: row, position) alone, or only the first `projected` of them.
 
     Logits come back as [1, n, vocabulary]; whatever a model does to them afterwards (scaling, capping) it does to these.
+    Gives a list that takes the hidden states at all these places, [n, hidden_size].
     """
     head = model.get_output_embeddings()
+    picked: list[torch.Tensor] = []
 
     def pick(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0]
-        return (hidden[where[:, 0], where[:, 1]][None], *args[1:])
+        picked.append(args[0][where[:, 0], where[:, 1]])
+        return (picked[0][None, :projected], *args[1:])
 
     handle = head.register_forward_pre_hook(pick) if head is not None else None
     try:
-        yield
+        yield picked
     finally:
         if handle is not None:
             handle.remove()

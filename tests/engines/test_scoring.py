@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perplexity_lies.engines import scoring
 from perplexity_lies.engines.base import ScoreRequest, ScoreResult, nothing_finished
 from perplexity_lies.engines.prefix_tree import computed_tokens
-from perplexity_lies.engines.scoring import Budget, TreeScorer, score_tree
+from perplexity_lies.engines.scoring import Budget, TreeScorer, projects_plainly, score_tree
 
-from .conftest import CONTEXT_TOKENS, VOCABULARY, few_shot_requests, score_alone
+from .conftest import CONTEXT_TOKENS, GROUPED, VOCABULARY, few_shot_requests, score_alone
 
 BUDGET = Budget(batch_tokens=2048, rows=16, state_bytes=2**28)
 NATS = 1e-4
@@ -57,6 +58,53 @@ def test_long_stretches_run_in_chunks(model: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(scoring, "CHUNK_TOKENS", 13)
     requests = few_shot_requests(seed=2)[:30]
     assert_as_alone(model, requests, run(model, requests))
+
+
+def test_the_vocabulary_is_projected_in_chunks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of three places, which cut through continuations: the head never sees more."""
+    monkeypatch.setitem(scoring.LOGITS_BYTES, "cpu", 3 * 4 * VOCABULARY + 1)
+    seen: list[int] = []
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: seen.append(output.numel() // VOCABULARY)
+    )
+    try:
+        found = run(model, requests := few_shot_requests(seed=5)[:30])
+    finally:
+        handle.remove()
+    assert max(seen) == 3
+    assert_as_alone(model, requests, found)
+
+
+def capped(cap: float | None) -> Any:
+    """A Gemma 2 whose logits are capped after the projection, or not."""
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(**GROUPED, head_dim=8, final_logit_softcapping=cap, attn_implementation="eager")
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_what_a_model_does_to_its_logits_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(scoring.LOGITS_BYTES, "cpu", 40 * 4 * VOCABULARY)
+    model, requests = capped(0.5), few_shot_requests(seed=6)[:30]
+    assert not projects_plainly(model)
+    assert_as_alone(model, requests, run(model, requests))
+
+
+@pytest.mark.parametrize("change", ["a new tensor", "in place", "none"])
+def test_a_projection_that_is_worked_on_afterwards_is_known(change: str) -> None:
+    model = capped(None)
+    assert projects_plainly(model)
+    whole = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = whole(*args, **kwargs)
+        if change == "a new tensor":
+            output.logits = output.logits * 1.0
+        elif change == "in place":
+            output.logits.mul_(1.0)
+        return output
+
+    model.forward = forward
+    assert projects_plainly(model) == (change == "none")
 
 
 def test_greedy_flags_are_found(random_model: Any) -> None:
