@@ -218,7 +218,7 @@ def positions_begin_anew_after_a_fork(_: pytest.MonkeyPatch, engine: TorchEngine
 
 def logits_shifted_in_the_scorer(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
     read = scoring._read
-    patch.setattr(scoring, "_read", lambda logits, reads: read(logits.roll(1, 0), reads))
+    patch.setattr(scoring, "_read", lambda chunks, reads: read([torch.cat(list(chunks)).roll(1, 0)], reads))
 
 
 def logits_shifted_in_the_model(_: pytest.MonkeyPatch, engine: TorchEngine) -> None:

@@ -168,7 +168,7 @@ class TreeScorer:
             with _only(self.model, where, projected=1) as hidden:
                 self.model(**given)
             for chunk in hidden[0].split(self._most_places):
-                yield self.model.get_output_embeddings()(chunk)
+                yield self.model.get_output_embeddings()(chunk[None])[0]
             return
         with _only(self.model, where):
             logits = self.model(**given).logits
