@@ -233,6 +233,7 @@ def _read(chunks: Iterable[torch.Tensor], reads: Sequence[tuple[int, Target, int
         here = (places >= start) & (places < start + len(logits))
         values[here], hits[here] = _of_wanted(logits.float(), places[here] - start, tokens[here])
         start += len(logits)
+        del logits  # before the next is made
     results, at = [], 0
     for _, target, length in reads:
         n = len(target.continuation)
