@@ -18,7 +18,7 @@ from perplexity_lies.engines.base import Finished, GenerateResult
 from perplexity_lies.engines.decoding import Row, advance, choose, result_of
 from perplexity_lies.engines.loading import LEARNED_POSITIONS
 from perplexity_lies.engines.prefix_tree import Input, Node, plan
-from perplexity_lies.engines.scoring import Budget, fork, run_chunks
+from perplexity_lies.engines.scoring import Budget, fork, run_chunks, state_after
 from perplexity_lies.engines.slots import Slots
 from perplexity_lies.engines.state import bytes_of, gather, state_argument, state_of
 
@@ -213,7 +213,7 @@ class _Supply:
         for node in path[len(self._states) :]:
             state, start = self._last()
             tokens = torch.tensor([node.ids[start : node.stop]], device=next(self.model.parameters()).device)
-            self._states.append((node, run_chunks(self.model, tokens, fork(state, 1))[0]))
+            self._states.append((node, state_after(self.model, tokens, fork(state, 1))))
         return self._last()
 
     def _last(self) -> tuple[Any, int]:

@@ -25,8 +25,10 @@ from perplexity_lies.engines.state import bytes_of, gather, rows_of, state_argum
 CHUNK_TOKENS = 2048
 """A longer stretch is run in chunks of this many tokens, to bound activations."""
 
-LOGITS_BYTES = {"cpu": 2**24, "cuda": 2**28}
+LOGITS_BYTES = {"cpu": 2**25, "cuda": 2**28}
 """Most bytes of fp32 logits that are made at a time."""
+LEAST_PLACES = 16
+"""Fewer places at a time than this would have the output projection read its weights for too little."""
 
 
 class Target(NamedTuple):
@@ -66,8 +68,7 @@ class TreeScorer:
             inputs, batch_tokens=budget.batch_tokens, most_rows=budget.rows, forward_tokens=budget.forward_tokens
         )
         self._state_name = state_argument(model)
-        vocabulary = model.config.get_text_config().vocab_size
-        self._most_places = max(1, LOGITS_BYTES.get(self.device.type, LOGITS_BYTES["cuda"]) // (4 * vocabulary))
+        self._most_places = most_places(model.config.get_text_config(), self.device)
         self._plain = projects_plainly(model)
 
     def run(self, finished: Finished) -> Iterator[list[ScoreResult]]:
@@ -103,7 +104,7 @@ class TreeScorer:
     def _stem(self, group: Group, start: int, state: Any) -> Any:
         """The state after the group's own stretch, a row for each node."""
         tokens = torch.tensor([node.ids[start : group.stop] for node in group.nodes], device=self.device)
-        return run_chunks(self.model, tokens, fork(state, len(group.nodes)))[0]
+        return state_after(self.model, tokens, fork(state, len(group.nodes)))
 
     def _leaves(
         self, leaves: list[tuple[int, Input]], start: int, state: Any, settled: Callable[[Input], bool]
@@ -185,15 +186,27 @@ def run_chunks(model: Any, tokens: torch.Tensor, state: Any) -> tuple[Any, torch
 
     Returns the state after them and the logits of what comes next, [rows, vocabulary].
     """
-    name = state_argument(model)
-    logits = torch.empty(0)
-    for chunk in tokens.split(CHUNK_TOKENS, dim=1):
-        rows = torch.arange(chunk.shape[0], device=chunk.device)
-        last = torch.stack([rows, torch.full_like(rows, chunk.shape[1] - 1)], dim=1)
-        with _only(model, last):
-            output = model(input_ids=chunk, use_cache=True, **{name: state})
-        state, logits = state_of(output), output.logits
-    return state, logits[0] if logits.shape[:2] == (1, len(tokens)) else logits[:, -1]
+    *stretches, last = tokens.split(CHUNK_TOKENS, dim=1)
+    for stretch in stretches:
+        state = state_of(_run(model, stretch, state, projected=1))
+    output = _run(model, last, state, projected=len(tokens))
+    logits = output.logits
+    return state_of(output), logits[0] if logits.shape[:2] == (1, len(tokens)) else logits[:, -1]
+
+
+def state_after(model: Any, tokens: torch.Tensor, state: Any) -> Any:
+    """As `run_chunks`, the state alone: the vocabulary is not worth its memory where nobody reads it."""
+    for stretch in tokens.split(CHUNK_TOKENS, dim=1):
+        state = state_of(_run(model, stretch, state, projected=1))
+    return state
+
+
+def _run(model: Any, tokens: torch.Tensor, state: Any, *, projected: int) -> Any:
+    """One forward pass, logits at the end of the first `projected` rows."""
+    rows = torch.arange(projected, device=tokens.device)
+    ends = torch.stack([rows, torch.full_like(rows, tokens.shape[1] - 1)], dim=1)
+    with _only(model, ends):
+        return model(input_ids=tokens, use_cache=True, **{state_argument(model): state})
 
 
 def score_tree(
@@ -261,6 +274,12 @@ def _of_wanted(logits: torch.Tensor, rows: torch.Tensor, wanted: torch.Tensor) -
     hits[tied] = logits[rows[tied]].argmax(-1) == wanted[tied]
     normaliser = logits.sub_(best[:, None]).exp_().sum(-1).log() + best
     return (of_wanted - normaliser[rows]).double().cpu(), hits.cpu()
+
+
+def most_places(config: Any, device: torch.device) -> int:
+    """Places of which logits are made at a time: within LOGITS_BYTES, on a CPU no more than a quarter of the weights read."""
+    places = max(1, LOGITS_BYTES.get(device.type, LOGITS_BYTES["cuda"]) // (4 * config.vocab_size))
+    return min(places, max(LEAST_PLACES, config.hidden_size // 4)) if device.type == "cpu" else places
 
 
 @torch.no_grad()
