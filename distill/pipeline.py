@@ -29,7 +29,7 @@ from distill.data import Batch, Stream, open_documents
 from distill.distributed import is_first, shard, wait_for_all
 from distill.export import export_checkpoint, load_exported
 from distill.measure import PROTOCOLS, Measure, Point, Scores, best_point, percent
-from distill.recipe import LAYER_PLANS, Recipe, StageConfig, StudentConfig, TeacherConfig
+from distill.recipe import LAYER_PLANS, Recipe, StageConfig, StudentConfig, TeacherConfig, read_recipe
 from distill.report import write_report
 from distill.selection import Selection, select_layers
 from distill.stages import StageLoss, loss_in, mean_kl, trainable_in
@@ -337,15 +337,21 @@ class Curve:
 
 
 def keep_recipe(recipe: Recipe, directory: Path) -> None:
-    """Writes the resolved recipe into its directory. Raises UsageError when another recipe was run there."""
+    """Writes the resolved recipe into its directory.
+
+    Its `history` changes no weights and may differ. Raises UsageError when another recipe was run there.
+    """
     path = directory / "recipe.yaml"
     text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise UsageError(
-            f"{directory} holds another recipe's run",
-            found=f"{path} differs from recipe '{recipe.name}'",
-            mend="choose another --out directory",
-        )
+    if path.exists():
+        kept, asked = read_recipe(str(path))[0], yaml.safe_load(text)
+        differing = [key for key in {**kept, **asked} if key != "history" and kept.get(key) != asked.get(key)]
+        if differing:
+            raise UsageError(
+                f"{directory} holds another recipe's run",
+                found=f"{path} differs from recipe '{recipe.name}' in: {', '.join(differing)}",
+                mend="choose another --out directory",
+            )
     directory.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")

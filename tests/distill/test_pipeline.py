@@ -18,7 +18,7 @@ import yaml
 from distill.cards import count_parameters
 from distill.export import load_exported
 from distill.measure import Point, best_point, percent
-from distill.pipeline import Workshop, run_recipe
+from distill.pipeline import Workshop, keep_recipe, run_recipe
 from distill.recipe import Recipe, build_recipe, load_recipe, overlaid, read_recipe
 from distill.train import TrainingError
 from perplexity_lies.errors import UsageError
@@ -75,8 +75,11 @@ def test_a_recipe_makes_both_checkpoints_and_continues(toy: list[str], tmp_path:
     assert kept == {name: weights(tmp_path / name) for name in kept}
     assert last.exists() and others == {path: path.stat().st_mtime_ns for path in others}
 
-    with pytest.raises(UsageError, match="another recipe's run"):
+    keep_recipe(dataclasses.replace(recipe, history="told otherwise"), tmp_path)
+    assert "told otherwise" in (tmp_path / "recipe.yaml").read_text()
+    with pytest.raises(UsageError, match="another recipe's run") as refused:
         run_recipe(dataclasses.replace(recipe, seed=9), tmp_path)
+    assert refused.value.found[0].endswith("in: seed")
 
 
 def test_a_student_of_a_checkpoint_keeps_what_it_is_told_to(recipe_of: MakeRecipe, tmp_path: Path) -> None:
