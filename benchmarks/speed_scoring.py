@@ -240,7 +240,11 @@ def measure(name: str, checkpoint: Path, asked: argparse.Namespace) -> dict[str,
     if largest > TOLERANCE_NATS[asked.dtype] or (asked.dtype == "float32" and same != documents):
         return {**row, "error": "answers differ: no speed is reported"}
     ours, theirs = rounds[0]
-    seconds = [sorted(pair[i]["seconds"] for pair in rounds)[len(rounds) // 2] for i in (0, 1)]
+
+    def medians(what: str) -> list[float]:
+        return [sorted(pair[i][what] for pair in rounds)[len(rounds) // 2] for i in (0, 1)]
+
+    seconds, peaks = medians("seconds"), medians("peak_bytes")
     return {
         **row,
         "items_per_second": {"plies": documents / seconds[0], "lm-eval": documents / seconds[1]},
@@ -248,8 +252,9 @@ def measure(name: str, checkpoint: Path, asked: argparse.Namespace) -> dict[str,
         "speed_ratios_by_round": [round(b["seconds"] / a["seconds"], 2) for a, b in rounds],
         "predicted_by_tokens": predicted(ours["tokens"], theirs["tokens"], checkpoint),
         "tokens": {"plies": ours["tokens"], "lm-eval": theirs["tokens"]},
-        "peak_bytes": {"plies": ours["peak_bytes"], "lm-eval": theirs["peak_bytes"]},
-        "memory_ratio": ours["peak_bytes"] / max(1, theirs["peak_bytes"]),
+        "peak_bytes": dict(zip(("plies", "lm-eval"), peaks, strict=True)),
+        "memory_ratio": peaks[0] / max(1, peaks[1]),
+        "memory_ratios_by_round": [round(a["peak_bytes"] / max(1, b["peak_bytes"]), 3) for a, b in rounds],
     }
 
 

@@ -70,6 +70,7 @@ class TreeScorer:
         self._state_name = state_argument(model)
         self._most_places = most_places(model.config.get_text_config(), self.device)
         self._plain = projects_plainly(model)
+        self._room: torch.Tensor | None = None
 
     def run(self, finished: Finished) -> Iterator[list[ScoreResult]]:
         """Results, batch by batch. A batch of which all is finished is left out; any other is run whole."""
@@ -166,14 +167,24 @@ class TreeScorer:
     def _logits(self, given: dict[str, Any], where: torch.Tensor) -> Iterator[torch.Tensor]:
         """Logits at the places `where` ([n, 2]: row, position), chunk by chunk, [at most `most_places`, vocabulary] each."""
         if self._plain:
-            with _only(self.model, where, projected=1) as hidden:
+            with _only(self.model, where, projected=_fewest(self.model)) as hidden:
                 self.model(**given)
             for chunk in hidden[0].split(self._most_places):
-                yield self.model.get_output_embeddings()(chunk[None])[0]
+                yield self._project(chunk)
             return
         with _only(self.model, where):
             logits = self.model(**given).logits
         yield logits[0] if logits.shape[:2] == (1, len(where)) else logits[where[:, 0], where[:, 1]]
+
+    def _project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of `hidden` [n, hidden_size]. On a CPU in one place for all chunks, which a general allocator scatters."""
+        head = self.model.get_output_embeddings()
+        if hidden.device.type != "cpu" or not _is_matrix(head):
+            logits: torch.Tensor = head(hidden[None])[0]
+            return logits
+        if self._room is None:
+            self._room = head.weight.new_empty(self._most_places, len(head.weight))
+        return torch.mm(hidden, head.weight.mT, out=self._room[: len(hidden)])
 
 
 def fork(state: Any, rows: int) -> Any:
@@ -188,7 +199,7 @@ def run_chunks(model: Any, tokens: torch.Tensor, state: Any) -> tuple[Any, torch
     """
     *stretches, last = tokens.split(CHUNK_TOKENS, dim=1)
     for stretch in stretches:
-        state = state_of(_run(model, stretch, state, projected=1))
+        state = state_of(_run(model, stretch, state, projected=_fewest(model)))
     output = _run(model, last, state, projected=len(tokens))
     logits = output.logits
     return state_of(output), logits[0] if logits.shape[:2] == (1, len(tokens)) else logits[:, -1]
@@ -197,8 +208,18 @@ def run_chunks(model: Any, tokens: torch.Tensor, state: Any) -> tuple[Any, torch
 def state_after(model: Any, tokens: torch.Tensor, state: Any) -> Any:
     """As `run_chunks`, the state alone: the vocabulary is not worth its memory where nobody reads it."""
     for stretch in tokens.split(CHUNK_TOKENS, dim=1):
-        state = state_of(_run(model, stretch, state, projected=1))
+        state = state_of(_run(model, stretch, state, projected=_fewest(model)))
     return state
+
+
+def _is_matrix(head: Any) -> bool:
+    """Whether an output projection is a matrix product and nothing else (no bias, quantisation or class of its own)."""
+    return type(head) is torch.nn.Linear and type(head.weight) is torch.nn.Parameter and head.bias is None
+
+
+def _fewest(model: Any) -> int:
+    """Places to project where no logits are read: none, or one where the head might not take an empty tensor."""
+    return 0 if _is_matrix(model.get_output_embeddings()) else 1
 
 
 def _run(model: Any, tokens: torch.Tensor, state: Any, *, projected: int) -> Any:

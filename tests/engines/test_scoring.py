@@ -61,18 +61,41 @@ def test_long_stretches_run_in_chunks(model: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_vocabulary_is_projected_in_chunks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of three places, which cut through continuations: the head never sees more."""
+    """Chunks of three places, which cut through continuations; a model that is run makes no logits beside them."""
     monkeypatch.setitem(scoring.LOGITS_BYTES, "cpu", 3 * 4 * VOCABULARY + 1)
-    seen: list[int] = []
+    read, beside = [], []
+
+    def of_wanted(logits: torch.Tensor, rows: torch.Tensor, wanted: torch.Tensor) -> Any:
+        read.append(len(logits))
+        return whole(logits, rows, wanted)
+
+    whole = scoring._of_wanted
+    monkeypatch.setattr(scoring, "_of_wanted", of_wanted)
     handle = model.get_output_embeddings().register_forward_hook(
-        lambda module, args, output: seen.append(output.numel() // VOCABULARY)
+        lambda module, args, output: beside.append(output.numel())
     )
     try:
-        found = run(model, requests := few_shot_requests(seed=5)[:30])
+        scorer = TreeScorer(model, requests := few_shot_requests(seed=5)[:30], CONTEXT_TOKENS, BUDGET)
+        beside.clear()  # of the look at how the model projects
+        found = {result.key: result for batch in scorer.run(nothing_finished) for result in batch}
     finally:
         handle.remove()
-    assert max(seen) == 3
+    assert max(read) == 3 and set(beside) == {0}
     assert_as_alone(model, requests, found)
+
+
+@pytest.mark.parametrize("head", ["a bias", "a class of its own"])
+def test_a_projection_that_is_no_matrix_is_left_to_itself(head: str) -> None:
+    class Own(torch.nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            assert hidden.numel()
+            return super().forward(hidden) + 1.0 * (torch.arange(self.out_features) == 5)
+
+    model, requests = capped(None), few_shot_requests(seed=5)[:30]
+    new = (torch.nn.Linear if head == "a bias" else Own)(model.config.hidden_size, VOCABULARY, bias=head == "a bias")
+    model.set_output_embeddings(new)
+    assert projects_plainly(model)
+    assert_as_alone(model, requests, run(model, requests))
 
 
 def capped(cap: float | None) -> Any:
