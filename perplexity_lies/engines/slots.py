@@ -55,7 +55,7 @@ class SlotLayer(DynamicLayer):
 
     def move(self, begin: int, end: int, places: int) -> None:
         """Put what is in use at `begin:end` of buffers with `places` places; what falls off on the left is forgotten."""
-        kept = min(self.end - self.begin, end - begin)
+        kept = min(self.end, end - begin)  # not from `begin`: a row that just entered may start before it
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_zeros(*old.shape[:2], places, old.shape[-1])

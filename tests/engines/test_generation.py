@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from perplexity_lies.engines import slots
 from perplexity_lies.engines.base import GenerateRequest, Sampling, nothing_finished
@@ -81,6 +83,42 @@ def test_buffers_grow_and_move(model: Any, monkeypatch: pytest.MonkeyPatch) -> N
     rows = rows_of(asked)
     run(model, rows, 3)
     assert [row.ids for row in rows] == [generate_alone(model, ids, budget, ENDS) for ids, budget in asked]
+
+
+def test_longer_rows_that_enter_together_keep_their_keys(model: Any) -> None:
+    """Each is longer than all that run when it enters, and the buffers move before the next step."""
+    draw = random.Random(0)
+    own = lambda n: tuple(draw.randrange(7, VOCABULARY) for _ in range(n))  # noqa: E731
+    short, long = own(60), own(50)
+    prompts = [
+        own(100),
+        *(own(10) for _ in range(5)),
+        short + own(30),
+        short + own(20),
+        long + own(150),
+        long + own(140),
+    ]
+    rows = rows_of([(ids, 6) for ids in prompts])
+    run(model, rows, 3)
+    assert [row.ids for row in rows] == [generate_alone(model, ids, 6, ENDS) for ids in prompts]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 120), st.booleans(), st.integers(1, 25)), min_size=1, max_size=14), st.data())
+def test_any_rows_in_any_slots(random_model: Any, shapes: list[tuple[int, bool, int]], data: st.DataObject) -> None:
+    """Against the plain path, on whatever lengths, shared headers, budgets, slots and room."""
+    model, draw = random_model(data.draw(st.sampled_from(["qwen3", "hybrid-mixture"]))), random.Random(len(shapes))
+    header = [draw.randrange(7, VOCABULARY) for _ in range(60)]
+    asked = [
+        (tuple(header * shared + [draw.randrange(7, VOCABULARY) for _ in range(n)]), budget)
+        for n, shared, budget in shapes
+    ]
+    rows, plain = rows_of(asked), rows_of(asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slots, "ROOM_TOKENS", data.draw(st.integers(1, 300)))
+        run(model, rows, data.draw(st.integers(1, 6)))
+    run(model, plain, 1, decode=generate_by_length)
+    assert [row.ids for row in rows] == [row.ids for row in plain]
 
 
 def test_a_sampled_row_does_not_depend_on_its_neighbours(random_model: Any) -> None:
