@@ -56,7 +56,11 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script; done
 
-gpu-check: $(VENV)/.dev
+$(VENV)/.fla: $(VENV)/.dev
+	$(INSTALL) -e '.[fla]' -c constraints.txt
+	@touch $@
+
+gpu-check: $(VENV)/.fla
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)' \
 		|| { echo "no CUDA device: nothing was run" >&2; exit 3; }
 	$(BIN)/python -m pytest -m gpu

@@ -53,12 +53,11 @@ def _prepared(device: str, threads: int) -> Iterator[str]:
     from transformers.utils import logging
 
     from distill.distributed import processes
+    from perplexity_lies.device import resolve_device
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
-    with processes(
-        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    ) as where:
+    with processes(str(resolve_device(device))) as where:
         yield where
 
 

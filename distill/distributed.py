@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ def processes(device: str) -> Iterator[str]:
     if on_gpu:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    # The others wait while the first measures under both protocols, for longer than the ten minutes that NCCL would.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=1))
     try:
         yield device
     finally:

@@ -38,7 +38,7 @@ from distill.students.convert import assembled, new_student
 from distill.students.hybrid import HybridForCausalLM
 from distill.teacher import new_teacher
 from distill.tokenizer import build_tokenizer
-from distill.train import Tally, opening_check, train
+from distill.train import Tally, closing_loss, opening_check, train
 from perplexity_lies.checkpoint import resolve
 from perplexity_lies.errors import UsageError
 from perplexity_lies.progress import Reporter
@@ -75,7 +75,13 @@ class Closing:
 
     loss: StageLoss
     batch: Batch
+    rows: int
+    """Of the batch at a time; 0: all."""
     value: float
+
+    def check(self) -> None:
+        """Raises TrainingError when the model is not what the stage left."""
+        opening_check(self.value, self.loss.value(self.batch, self.rows))
 
 
 def digest(*parts: Any) -> str:
@@ -129,7 +135,9 @@ class Workshop:
             held_out=self.held_out,
             reporter=Reporter(quiet=not is_first()),
         )
-        return Stream(documents, stage.rows, stage.length, stage.prompt_weight, tokenizer.pad_token_id)
+        # Positions and weights tell padding, so that any token will do.
+        pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        return Stream(documents, stage.rows, stage.length, stage.prompt_weight, pad_id)
 
     def run_stage(
         self,
@@ -147,7 +155,7 @@ class Workshop:
         Raises TrainingError when the model is not what `previous` left, or when the stage diverges.
         """
         if previous is not None:
-            opening_check(previous.value, previous.loss, previous.batch.to(self.device))
+            previous.check()
         used = [recipe.data[name] for name in ([stage.data] if isinstance(stage.data, str) else stage.data)]
         key = digest(before, decisive(dataclasses.asdict(stage)), [dataclasses.asdict(source) for source in used])
         directory = self.directory / "stages" / f"{stage.name}-{key}"
@@ -163,8 +171,8 @@ class Workshop:
             on_measure=None if on_measure is None else lambda tally: on_measure(key, tally),
             report_to=self.report_to,
         )
-        batch = self.stream(recipe, stage, tokenizer, HELD_SEED).batch(0)
-        return key, Closing(loss, batch, loss.value(batch.to(self.device)))
+        batch = self.stream(recipe, stage, tokenizer, HELD_SEED).batch(0).to(self.device)
+        return key, Closing(loss, batch, stage.micro_rows, closing_loss(directory, loss, batch, stage.micro_rows))
 
     def teacher(self, recipe: Recipe) -> Teacher:
         """The recipe's teacher: trained here, or loaded from where it is.
@@ -206,19 +214,21 @@ class Workshop:
                 loss = loss_in(stage, teacher.model, together)
                 key, closing = self.run_stage(recipe, stage, key, teacher.tokenizer, together, loss, closing)
         if closing is not None:
-            opening_check(closing.value, closing.loss, closing.batch.to(self.device))
+            closing.check()
         return Aligned(students, key)
 
     def held_batches(self, recipe: Recipe, teacher: Teacher) -> list[Batch]:
-        """Completions of the last stage's kind, to measure a student on.
+        """Completions of the last stage's kind, to measure a student on, in its micro-batches.
 
         Of the miniature world some that no stage trains on; of files and datasets what that stage reads, in another order.
         """
         stage = dataclasses.replace(recipe.stages[-1], prompt_weight=0.0)
-        stream, batches, position = self.stream(recipe, stage, teacher.tokenizer, HELD_SEED), [], 0
+        stream, position = self.stream(recipe, stage, teacher.tokenizer, HELD_SEED), 0
+        batches: list[Batch] = []
         for _ in range(recipe.student.selection_batches):
-            batches.append(stream.batch(position).to(self.device))
-            position = batches[-1].next_position
+            batch = stream.batch(position).to(self.device)
+            batches += batch.parts(stage.micro_rows)
+            position = batch.next_position
         return batches
 
     def kl(self, recipe: Recipe, teacher: Teacher, student: HybridForCausalLM) -> float:
@@ -242,14 +252,18 @@ class Workshop:
             raise UsageError(
                 f"student.keep asks for {named} of {layers} layers", mend=f"--set student.keep={layers // 4}"
             )
+        if named == 0:
+            return Selection((), {})
         path = self.directory / "stages" / f"selection-{digest(key, named, recipe.student.selection_batches)}.json"
         if path.exists():
             kept, scored = json.loads(path.read_text(encoding="utf-8"))
             return Selection(tuple(kept), {tuple(layer_set): kl for layer_set, kl in scored})
         batches = self.held_batches(recipe, teacher)
-        selection = select_layers(
-            lambda kept: mean_kl(teacher.model, assembled(teacher.model, student, kept), batches), layers, named
-        )
+
+        def kl_of(kept: tuple[int, ...]) -> float:
+            return mean_kl(teacher.model, assembled(teacher.model, student, kept).to(self.device), batches)
+
+        selection = select_layers(kl_of, layers, named)
         if is_first():
             write_json(path, [selection.kept, list(selection.kl_nats.items())])
         return selection
@@ -264,6 +278,8 @@ class Workshop:
         student = aligned.students[mixer_name(recipe.student.mixer)]
         selection = self.select(recipe, teacher, student, aligned.key)
         hybrid = assembled(teacher.model, student, selection.kept).to(self.device)
+        if selection.kept in selection.kl_nats:
+            opening_check(selection.kl_nats[selection.kept], self.kl(recipe, teacher, hybrid))
         if self.sharded:
             shard(hybrid)
         key = digest(aligned.key, mixer_name(recipe.student.mixer), selection.kept)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -52,6 +53,10 @@ LAYER_PLANS = {
     "beam_replace9": (0, 3, 7, 12, 14, 18, 23, 24, 25),
 }
 """Layers of Qwen3-0.6B (28) that keep attention: GenDistill, Tables 8 and 11."""
+
+
+SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+"""Annotations of fields that hold a bare value, and what may stand there."""
 
 
 def _one_of(value: str, allowed: Sequence[str], where: str) -> None:
@@ -313,10 +318,29 @@ def built(cls: Any, raw: Any, where: str) -> Any:
     lacking = [name for name in required if name not in raw]
     if lacking:
         raise UsageError(f"{where} lacks: {', '.join(lacking)}")
+    given = {key: _scalar(value, str(known[key].type), f"{where}: {key}") for key, value in raw.items()}
     try:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
     except TypeError as error:
         raise UsageError(f"{where} has a value of the wrong type", found=str(error)) from error
+
+
+def _scalar(value: Any, annotation: str, where: str) -> Any:
+    """A value for a field that is annotated so; what is not a bare scalar type is left to the field's own checks.
+
+    YAML reads `1e-5` as text (it wants `1.0e-5`): where a float is asked for, it is one. Raises UsageError for another type.
+    """
+    wanted = annotation.removesuffix(" | None")
+    if wanted not in SCALARS or (value is None and annotation != wanted):
+        return value
+    if wanted == "str" and value is None:  # `--set suite=`
+        return ""
+    if wanted == "float" and isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    if not isinstance(value, SCALARS[wanted]) or (isinstance(value, bool) and wanted != "bool"):
+        raise UsageError(f"{where} must be {wanted}", found=repr(value))
+    return value
 
 
 def _with_defaults(raw: dict[str, Any], where: str) -> list[Any]:

@@ -41,10 +41,11 @@ class StageLoss(ABC):
         """Calls `give` with each term, in nats (alignment: in its own unit), as soon as it is there."""
 
     @torch.no_grad()
-    def value(self, batch: Batch) -> float:
-        """The loss of a batch: terms over weight."""
+    def value(self, batch: Batch, rows: int = 0) -> float:
+        """The loss of a batch: terms over weight, at most `rows` rows at a time (0: all)."""
         given: list[Tensor] = []
-        self.terms(batch, given.append)
+        for part in batch.parts(rows):
+            self.terms(part, given.append)
         return sum(term.item() for term in given) / self.weight(batch)
 
 

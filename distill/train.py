@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from distill.data import Batch, Stream
-from distill.distributed import add_up_gradients, added_up, is_first, is_sharded, own_rows
+from distill.distributed import add_up_gradients, added_up, is_first, is_sharded, own_rows, wait_for_all
 from distill.metrics import Log, make_progress, open_metrics
 from distill.muon import make_optimisers
 from distill.recipe import StageConfig
@@ -88,22 +88,26 @@ def rate_at(stage: StageConfig, step: int) -> float:
     return 1.0
 
 
-def closing_loss(directory: Path, loss: StageLoss, batch: Batch) -> float:
-    """The loss with which the stage in `directory` closed on `batch`: computed the first time, and kept."""
+def closing_loss(directory: Path, loss: StageLoss, batch: Batch, rows: int = 0) -> float:
+    """The loss with which the stage in `directory` closed on `batch`: computed the first time, and kept.
+
+    At most `rows` rows at a time (0: all).
+    """
     path = directory / CLOSING_FILE
-    if not path.exists():
-        value = loss.value(batch)
-        if is_first():
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps({"loss": value}) + "\n", encoding="utf-8")
-            partial.replace(path)
-        return value
-    return float(json.loads(path.read_text(encoding="utf-8"))["loss"])
+    known = path.exists()
+    wait_for_all()  # all must agree on it before one of them writes
+    if known:
+        return float(json.loads(path.read_text(encoding="utf-8"))["loss"])
+    value = loss.value(batch, rows)
+    if is_first():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"loss": value}) + "\n", encoding="utf-8")
+        partial.replace(path)
+    return value
 
 
-def opening_check(recorded: float, loss: StageLoss, batch: Batch) -> None:
-    """Raises TrainingError unless the loss of the stage before, over the model as it is now, is what it closed with."""
-    found = loss.value(batch)
+def opening_check(recorded: float, found: float) -> None:
+    """Raises TrainingError unless the loss of the stage before, `found` for the model as it is now, is what it closed with."""
     if not math.isclose(found, recorded, rel_tol=SAME_LOSS, abs_tol=1e-5):
         raise TrainingError(
             "the model is not the one that the last stage left",
@@ -122,9 +126,7 @@ def loss_and_gradients(stage: StageConfig, loss: StageLoss, batch: Batch, device
             (term / weight).backward()
         total.add_(term.detach() / weight)
 
-    rows = len(mine.input_ids)
-    for start in range(0, rows, stage.micro_rows or rows):
-        part = mine.rows(start, min(rows, start + (stage.micro_rows or rows)))
+    for part in mine.parts(stage.micro_rows):
         with torch.autocast(device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
             loss.terms(part.to(device), give)
     return added_up(total)

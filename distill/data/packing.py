@@ -9,7 +9,7 @@ documents come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,6 +52,12 @@ class Batch:
         """Rows `start` to `stop`: the part of a process, or a micro-batch."""
         part = slice(start, stop)
         return counted(self.input_ids[part], self.position_ids[part], self.weights[part], self.next_position)
+
+    def parts(self, rows: int) -> Iterator[Batch]:
+        """Micro-batches of at most `rows` rows; 0: the batch as it is."""
+        total = len(self.input_ids)
+        for start in range(0, total, rows or total):
+            yield self.rows(start, min(total, start + (rows or total)))
 
 
 def counted(input_ids: Tensor, position_ids: Tensor, weights: Tensor, next_position: int) -> Batch:

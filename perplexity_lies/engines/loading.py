@@ -7,8 +7,6 @@ Knows nothing of requests.
 from __future__ import annotations
 
 import contextlib
-import pickle
-import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -19,8 +17,9 @@ import torch
 import transformers
 
 from perplexity_lies.checkpoint import Checkpoint
+from perplexity_lies.device import resolve_device
 from perplexity_lies.engines.base import EngineOptions
-from perplexity_lies.errors import CheckpointError, MissingError, UsageError, nearest
+from perplexity_lies.errors import CheckpointError, UsageError, nearest
 
 STUDENTS = {"plies_hybrid": "distill.students.hybrid:register"}
 """Our own `model_type` -> the function that makes transformers know it; others come by the entry point group below."""
@@ -29,11 +28,6 @@ STUDENT_ENTRY_POINTS = "perplexity_lies.students"
 
 LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm", "codegen"})
 """Model types whose position table ends: a token beyond it cannot be run at all."""
-
-LOADING_ERRORS = (
-    ValueError, OSError, KeyError, RuntimeError, TypeError, ImportError, EOFError, pickle.UnpicklingError,
-)  # fmt: skip
-"""What transformers raises over files that are not what it takes them for."""
 
 GPU_KERNELS = ("fla", "mamba_ssm", "causal_conv1d")
 """Libraries of kernels for linear attention that run on a GPU alone."""
@@ -51,19 +45,6 @@ def register_student(model_type: str) -> None:
     for entry in entry_points(group=STUDENT_ENTRY_POINTS):
         if entry.name == model_type:
             entry.load()()
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises UsageError for others and MissingError for a GPU that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UsageError(f"--device {name!r} is not a device", found="auto, cpu, cuda, cuda:N", mend="--device auto")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise MissingError(
-            f"--device {name} was asked for", found="this torch sees no CUDA device", mend="--device cpu"
-        )
-    return torch.device(name)
 
 
 def resolve_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
@@ -103,7 +84,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             checkpoint.path, trust_remote_code=checkpoint.trust_remote_code
         )
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # foreign files: transformers, tokenizers and the hub's checks raise what they like
         raise CheckpointError(
             f"checkpoint {checkpoint.name!r}: its tokenizer cannot be read", found=_first_line(error),
             mend="copy tokenizer.json and tokenizer_config.json from the checkpoint it was made of",
@@ -129,14 +110,21 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.P
                 ignore_mismatched_sizes=True,  # refused below, with their names
                 local_files_only=True,
             )
-    except LOADING_ERRORS as error:
+    except Exception as error:  # as above
         raise CheckpointError(
             f"checkpoint {checkpoint.name!r} ({checkpoint.model_type}) cannot be loaded",
             found=_first_line(error),
             mend="check that config.json belongs to these weights; `plies doctor` shows the transformers version",
         ) from error
     _refuse_partial(checkpoint, info)
-    return model.to(device).eval()
+    try:
+        return model.to(device).eval()
+    except RuntimeError as error:  # out of memory is one
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} cannot be put on {device}",
+            found=_first_line(error),
+            mend="--dtype bfloat16 halves it; --device cpu if the device is taken",
+        ) from error
 
 
 def _refuse_partial(checkpoint: Checkpoint, info: dict[str, Any]) -> None:

@@ -138,6 +138,59 @@ def test_a_stage_refuses_a_model_that_the_last_one_did_not_leave(recipe_of: Make
             shop.align(recipe, teacher, ["kda"])
 
 
+def test_a_run_that_goes_on_with_other_weights_stops(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    """What a stage closed with is on the disk: weights that are not its own are found after a kill, too."""
+    recipe = recipe_of("suite=")
+    run_recipe(recipe, tmp_path)
+    (state,) = next((tmp_path / "stages").glob("distil-*")).glob("*.pt")
+    saved = torch.load(state, weights_only=True)
+    name = next(name for name in saved["model"] if name.endswith("mlp.up_proj.weight"))
+    saved["model"][name] *= 0.5
+    torch.save(saved, state)
+    with pytest.raises(TrainingError, match="not the one that the last stage left"):
+        run_recipe(recipe, tmp_path)
+
+
+def test_the_student_is_the_one_that_selection_scored(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    recipe = recipe_of("suite=", "student.keep=1")
+    run_recipe(recipe, tmp_path)
+    (path,) = (tmp_path / "stages").glob("selection-*.json")
+    kept, scored = json.loads(path.read_text())
+    path.write_text(json.dumps([kept, [[layers, 2 * kl] for layers, kl in scored]]))
+    with pytest.raises(TrainingError, match="not the one that the last stage left"):
+        run_recipe(recipe, tmp_path)
+
+
+def test_measuring_takes_no_more_rows_at_a_time_than_training(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    whole, parts = recipe_of("suite="), recipe_of("suite=", "stage3b.micro_rows=1")
+    shop = Workshop(tmp_path)
+    teacher = shop.teacher(whole)
+    batches = shop.held_batches(parts, teacher)
+    assert {len(batch.input_ids) for batch in batches} == {1}
+    assert len(batches) == sum(len(batch.input_ids) for batch in shop.held_batches(whole, teacher)) > 1
+    student = shop.align(whole, teacher, ["kda"]).students["kda"]
+    assert shop.kl(parts, teacher, student) == pytest.approx(shop.kl(whole, teacher, student), rel=1e-5)
+
+
+def test_to_keep_no_layer_nothing_is_scored(recipe_of: MakeRecipe, tmp_path: Path) -> None:
+    recipe, shop = recipe_of("suite=", "student.keep=0"), Workshop(tmp_path)
+    teacher = shop.teacher(recipe)
+    aligned = shop.align(recipe, teacher, ["kda"])
+    selection = shop.select(recipe, teacher, aligned.students["kda"], aligned.key)
+    assert (selection.kept, selection.kl_nats) == ((), {})
+
+
+@pytest.mark.parametrize("eos", [None, "<|end|>"])
+def test_a_tokenizer_without_a_pad_token_will_do(recipe_of: MakeRecipe, tmp_path: Path, eos: str | None) -> None:
+    recipe, shop = recipe_of("suite="), Workshop(tmp_path)
+    tokenizer = shop.teacher(recipe).tokenizer
+    padded = shop.stream(recipe, recipe.stages[-1], tokenizer).batch(0)
+    tokenizer.pad_token, tokenizer.eos_token = None, eos
+    bare = shop.stream(recipe, recipe.stages[-1], tokenizer).batch(0)
+    assert torch.equal(padded.weights, bare.weights) and torch.equal(padded.position_ids, bare.position_ids)
+    assert torch.equal(padded.input_ids[padded.weights > 0], bare.input_ids[bare.weights > 0])
+
+
 def test_the_best_point_is_the_later_of_equals() -> None:
     def point(step: int, kl: float, generation: float) -> Point:
         return Point(stage="s", step=step, tokens=step, kl=kl, scores={"generation": generation}, checkpoint="")
@@ -167,6 +220,8 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         (["run", "nonesuch"], 3, "no recipe 'nonesuch'"),
         (["run", "miniature", "--set", "stage3c.lr=1"], 2, "no 'stage3c'"),
         (["run", "miniature", "--teacher", "nowhere"], 3, "nowhere"),
+        (["run", "miniature", "--device", "gpu"], 2, "'gpu' is not a device"),
+        (["run", "miniature", "--device", "cuda:99"], 3, "--device cuda:99 was asked for"),
         (["ablate", "nonesuch"], 3, "bundled grids: miniature-findings"),
         (["ablate", "miniature-findings", "--seed", "77"], 2, "no seed 77"),
     ]

@@ -119,6 +119,7 @@ def test_overlays_reach_stages_by_kind_and_by_name(raw: dict[str, Any]) -> None:
         ("stage3a.ce_weight=0.1", lambda r: r.stages[3].ce_weight == 0.1),
         ("stage1=null", lambda r: [s.kind for s in r.stages] == ["pretrain", "2", "3a", "3b"]),
         ("stage3a.tokens=20480", lambda r: r.stages[3].steps == 10),
+        ("stage3a.lr=1e-5", lambda r: r.stages[3].lr == 1e-5),  # text by YAML's own rule
         ("defaults.rows=8", lambda r: all(s.rows == 8 for s in r.stages)),
         ("data.chat.too_long=drop", lambda r: r.data["chat"].too_long == "drop"),
         ("teacher=Qwen/Qwen3-0.6B", lambda r: r.teacher == "Qwen/Qwen3-0.6B" and r.stages[0].kind == "1"),
@@ -143,6 +144,11 @@ def test_an_overlay_does_what_it_says(raw: dict[str, Any], setting: str, read: A
         ("student.keep=beam_ad7", "student.keep must be one of .*did you mean 'beam_add7'"),
         ("stage3a.data=opn", "reads data 'opn', which the recipe does not have, did you mean 'open'"),
         ("seed.deep=1", "'seed' is not a mapping"),
+        ("stage3a.lr=fast", "lr must be float"),
+        ("stage3a.keep_last=1.5", "keep_last must be int"),
+        ("seed=true", "seed must be int"),
+        ("student.output_norm=1", "output_norm must be bool"),
+        ("student.init=3", "init must be str"),
         ("stage3a.tokens=5", "5 tokens are less than one step of 2048"),
     ],
 )

@@ -99,6 +99,8 @@ def test_a_step_is_the_sum_of_its_rows(make_hybrid: MakeHybrid, teacher: Qwen3Fo
         weights = [loss.weight(batch.rows(row, row + 1)) for row in range(3)]
         assert sum(weights) == pytest.approx(loss.weight(batch)) and len(set(weights)) > 1
         assert sum(term.item() for term in given) / sum(weights) == pytest.approx(loss.value(batch), rel=1e-5)
+        assert loss.value(batch, 2) == pytest.approx(loss.value(batch), rel=1e-5)
+        assert [len(part.input_ids) for part in batch.parts(2)] == [2, 1]
 
 
 def test_no_divergence_from_oneself(teacher: Qwen3ForCausalLM, make_hybrid: MakeHybrid, batch: Batch) -> None:

@@ -281,11 +281,11 @@ def test_a_stage_that_begins_with_other_weights_is_refused(teacher: Qwen3ForCaus
     loss, batch = NextToken(teacher), tiny_stream().batch(900)
     recorded = closing_loss(tmp_path, loss, batch)
     assert recorded == loss.value(batch)
-    opening_check(recorded, loss, batch)
+    opening_check(recorded, loss.value(batch))
     with torch.no_grad():
         teacher.model.layers[0].mlp.up_proj.weight.mul_(0.5)
     with pytest.raises(TrainingError, match="not the one that the last stage left") as caught:
-        opening_check(recorded, loss, batch)
+        opening_check(recorded, loss.value(batch))
     assert f"{recorded:.6g}" in str(caught.value)
     assert closing_loss(tmp_path, loss, batch) == recorded != loss.value(batch)
 
