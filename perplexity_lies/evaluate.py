@@ -24,7 +24,7 @@ from perplexity_lies.items import read_items
 from perplexity_lies.mirror import Mirror, open_mirror
 from perplexity_lies.progress import Reporter
 from perplexity_lies.protocols import runner
-from perplexity_lies.protocols.base import Context, Rounding
+from perplexity_lies.protocols.base import Context, Rounding, plain
 from perplexity_lies.protocols.hygiene import quarantine
 from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS
 from perplexity_lies.store import Journal, Run, start_run
@@ -170,7 +170,7 @@ def _guard_weights(run: Run, engine: Engine, journal: Journal | None = None) -> 
         answers = [journal.get(result.key) for result in loaded if journal.finished(result.key)]
         earlier.append({answer["key"]: answer["loglikelihood_nats"] for answer in answers})
         if not answers:
-            journal.add([asdict(result) for result in loaded])
+            journal.add([plain(result) for result in loaded])
     found = weights_unchanged(engine, earlier)
     if found.passed is False:
         run.update(guard={**run.manifest["guard"], **found.describe()})

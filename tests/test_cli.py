@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from perplexity_lies.cli import main
 
@@ -242,6 +243,46 @@ def test_task_that_a_library_cannot_ask(
     stock = write_stock(tmp_path, **changed)
     said = plies("evaluate", tiny_llama, "--suite", stock, "--data", tmp_path / "hub")
     assert said.code == 2 and found in said.err and mend in said.err, said.err
+
+
+def break_template(path: Path) -> None:
+    (path / "chat_template.jinja").write_text("{{ raise_exception('no users here') }}")
+
+
+def break_numbers(path: Path) -> None:
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.norm.weight"] *= 1e30
+    tensors["lm_head.weight"] *= 1e30
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def break_config(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "num_attention_heads": 0}))
+
+
+def break_tokenizer(path: Path) -> None:
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    tokenizer["model"]["type"] = "FromTheFuture"
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (break_template, "the checkpoint's chat template does not take user messages"),
+        (break_numbers, "log-likelihoods are not numbers"),
+        (break_config, "check config.json"),
+        (break_tokenizer, "its tokenizer cannot be read"),
+    ],
+)
+def test_checkpoints_with_a_fault_of_their_own(
+    damage: Callable[[Path], None], found: str, plies: Plies, llama_copy: Path, tmp_path: Path
+) -> None:
+    """Foreign code raises what it likes: the user is told of the checkpoint."""
+    damage(llama_copy)
+    said = plies("evaluate", llama_copy, "--suite", "miniature", "--limit", 1, "--out", tmp_path / "out")
+    assert said.code == 3 and found in said.err and "Traceback" not in said.err, said.err
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,10 @@ def nothing_finished(key: str) -> bool:
     return False
 
 
+class CannotShare(Exception):
+    """Why a checkpoint's state cannot be forked, or cannot stand in slots."""
+
+
 class Engine(abc.ABC):
     """A loaded checkpoint. `tokenizer` is a transformers tokenizer; None where a server's is not known.
 

@@ -15,13 +15,13 @@ Knows nothing of protocols, items or the disk, and of the server's weights, dtyp
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
-
-import transformers
 
 from perplexity_lies.checkpoint import Checkpoint
 from perplexity_lies.engines import tokens
@@ -82,9 +82,9 @@ class EndpointEngine(Engine):
     def _stated_context(self, checkpoint: Checkpoint) -> int:
         config = None
         if checkpoint.path and (checkpoint.path / "config.json").is_file():
-            config = transformers.AutoConfig.from_pretrained(
-                checkpoint.path, trust_remote_code=checkpoint.trust_remote_code
-            )
+            # As plain values: the server knows this type of model, transformers here need not.
+            text = (checkpoint.path / "config.json").read_text(encoding="utf-8")
+            config = json.loads(text, object_hook=lambda found: SimpleNamespace(**found))
         return tokens.context_tokens(config, self.tokenizer)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from perplexity_lies.engines.base import Finished, GenerateResult
+from perplexity_lies.engines.base import CannotShare, Finished, GenerateResult
 from perplexity_lies.engines.decoding import Row, advance, choose, result_of
 from perplexity_lies.engines.loading import LEARNED_POSITIONS
 from perplexity_lies.engines.prefix_tree import Input, Node, plan
@@ -47,8 +47,12 @@ def generate_by_length(
     context_tokens: int,
     budget: Budget,
     finished: Finished,
+    again_at: int | None = None,
 ) -> Iterator[list[GenerateResult]]:
-    """The plain path, for states that cannot stand in slots: prompts of one length together, each batch to its end."""
+    """The plain path, for states that cannot stand in slots: prompts of one length together, each batch to its end.
+
+    A state that has read `again_at` tokens is given up, and all of them are read again with what follows.
+    """
     batch_of: dict[int, list[Row]] = {}
     for row in sorted(_waiting(rows, finished), key=lambda row: -len(row.prompt_ids)):
         batch_of.setdefault(len(row.prompt_ids), []).append(row)
@@ -56,26 +60,43 @@ def generate_by_length(
         width = max(1, min(budget.rows, budget.batch_tokens // length))
         for start in range(0, len(of_length), width):
             batch = of_length[start : start + width]
-            _to_the_end(model, tokenizer, batch, end_ids, _positions_end(model, context_tokens))
+            _to_the_end(model, tokenizer, batch, end_ids, _positions_end(model, context_tokens), again_at)
             yield [result_of(row, tokenizer, context_tokens) for row in batch]
 
 
 @torch.inference_mode()
 def _to_the_end(
-    model: Any, tokenizer: Any, batch: Sequence[Row], end_ids: frozenset[int], positions_end: int | None
+    model: Any,
+    tokenizer: Any,
+    batch: Sequence[Row],
+    end_ids: frozenset[int],
+    positions_end: int | None,
+    again_at: int | None,
 ) -> None:
-    """Decode rows of one length in lock step; what a finished row goes on to say is not read."""
+    """Decode rows of one length in lock step; what a finished row goes on to say is not read.
+
+    A model whose output carries no state reads everything again for every token.
+    """
     device = next(model.parameters()).device
     name = state_argument(model)
-    tokens = torch.tensor([row.prompt_ids for row in batch], device=device)
-    state = None
+    read = tokens = torch.tensor([row.prompt_ids for row in batch], device=device)
+    state, has_state = None, True
     while any(row.finish_reason is None for row in batch):
-        output = model(input_ids=tokens, use_cache=True, **{name: state})
-        state = state_of(output)
+        if state is None:
+            output = model(input_ids=read, use_cache=has_state)
+        else:
+            output = model(input_ids=tokens, use_cache=True, **{name: state})
+        try:
+            state = state_of(output) if has_state else None
+        except CannotShare:
+            has_state = False
+        if read.shape[1] == again_at:
+            state = None
         for row, token in zip(batch, choose(output.logits[:, -1], batch), strict=True):
             if row.finish_reason is None:
                 advance(row, token, tokenizer, end_ids, positions_end)
         tokens = torch.tensor([[row.ids[-1]] for row in batch], device=device)
+        read = torch.cat([read, tokens], dim=1)
 
 
 def _waiting(rows: Sequence[Row], finished: Finished) -> list[Row]:

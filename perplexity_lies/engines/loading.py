@@ -87,7 +87,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     except Exception as error:  # foreign files: transformers, tokenizers and the hub's checks raise what they like
         raise CheckpointError(
             f"checkpoint {checkpoint.name!r}: its tokenizer cannot be read", found=_first_line(error),
-            mend="copy tokenizer.json and tokenizer_config.json from the checkpoint it was made of",
+            mend=[
+                "copy tokenizer.json and tokenizer_config.json from the checkpoint it was made of",
+                "check config.json, which transformers reads first",
+            ],
         ) from error  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def read_logprobs(content: Any, count: int) -> tuple[list[str], list[float], lis
     nats = [float(value) for value in values[1:count]]
     if not all(math.isfinite(value) for value in nats):
         raise ValueError("a log-probability that is not a number")
-    likeliest = [value >= max(top.values()) for value, top in zip(nats, tops[1:count], strict=True)]
+    likeliest = [value >= max((top or {}).values()) for value, top in zip(nats, tops[1:count], strict=True)]
     return [str(token) for token in spelled[1:count]], nats, likeliest
 
 

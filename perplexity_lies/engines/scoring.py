@@ -11,7 +11,7 @@ Knows nothing of text or of lm-eval.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -137,13 +137,11 @@ class TreeScorer:
             yield ordered[begin:end]
 
     def _run_leaves(self, batch: list[tuple[int, Input]], start: int, state: Any) -> list[ScoreResult]:
-        try:
+        with suppress(torch.OutOfMemoryError) if len(batch) > 1 else nullcontext():
             return self._forward_leaves(batch, start, state)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            half = len(batch) // 2
-            return [*self._run_leaves(batch[:half], start, state), *self._run_leaves(batch[half:], start, state)]
+        # Out here, where the error no longer holds on to what the batch had made.
+        half = len(batch) // 2
+        return [*self._run_leaves(batch[:half], start, state), *self._run_leaves(batch[half:], start, state)]
 
     @torch.inference_mode()
     def _forward_leaves(self, batch: list[tuple[int, Input]], start: int, state: Any) -> list[ScoreResult]:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from perplexity_lies.engines.state import GROWING, CannotShare, is_fixed_size, layer_tensors, rebuild, state_argument
+from perplexity_lies.engines.base import CannotShare
+from perplexity_lies.engines.state import GROWING, is_fixed_size, layer_tensors, rebuild, state_argument
 
 ROOM_TOKENS = 256
 """Places that a buffer gains when it must grow."""

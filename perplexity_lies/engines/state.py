@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 from transformers.cache_utils import (
     Cache,
     DynamicLayer,
@@ -30,15 +31,13 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from perplexity_lies.engines.base import CannotShare
+
 GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of keys and values, [rows, heads, time, width], and nothing else."""
 
 MIXED = (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
 """Layers of both kinds at once."""
-
-
-class CannotShare(Exception):
-    """Why a checkpoint's state cannot be forked."""
 
 
 def state_argument(model: Any) -> str:
@@ -53,6 +52,21 @@ def state_of(output: Any) -> Any:
         if state is not None:
             return state
     raise CannotShare(f"{type(output).__name__} carries no state")
+
+
+def border_tokens(config: PretrainedConfig) -> tuple[str, int] | None:
+    """Name and length of a rotary embedding that turns all positions otherwise once more tokens than this are read.
+
+    A state from before the border is not one from after it, and one row beyond it turns those that share its batch.
+    """
+    stated = getattr(config, "rope_parameters", None) or {}
+    for rope in (stated, *stated.values()):  # for all layers, or by their type
+        kind = rope.get("rope_type", "") if isinstance(rope, dict) else ""
+        if kind == "longrope":
+            return kind, int(rope["original_max_position_embeddings"])
+        if "dynamic" in kind:
+            return kind, int(config.max_position_embeddings)
+    return None
 
 
 def is_fixed_size(layer: Any) -> bool:

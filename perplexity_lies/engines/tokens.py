@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jinja2
+
 from perplexity_lies.engines.base import Message
+from perplexity_lies.errors import CheckpointError
 
 CONTEXT_WHEN_UNSTATED_TOKENS = 2048
 """lm-eval's default where neither config nor tokenizer states a context."""
@@ -42,15 +45,25 @@ def transcript(messages: Sequence[Message]) -> str:
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-    """Messages through the checkpoint's own chat template, or as a transcript where it has none."""
+    """Messages through the checkpoint's own chat template, or as a transcript where it has none.
+
+    Raises CheckpointError when the template does not take them.
+    """
     if not has_chat_template(tokenizer):
         return transcript(messages)
-    rendered: str = tokenizer.apply_chat_template(
-        list(messages),
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt,
-    )
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint's chat template does not take {' and '.join(m['role'] for m in messages)} messages",
+            found=str(error),
+            mend="mend chat_template.jinja in the checkpoint",
+        ) from error
     return rendered
 
 

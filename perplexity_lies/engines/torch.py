@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ import transformers
 from perplexity_lies.checkpoint import Checkpoint
 from perplexity_lies.engines import tokens
 from perplexity_lies.engines.base import (
+    CannotShare,
     Engine,
     EngineOptions,
     Finished,
@@ -36,7 +38,8 @@ from perplexity_lies.engines.generation import generate_by_length, generate_in_s
 from perplexity_lies.engines.loading import LEARNED_POSITIONS, load_model, load_tokenizer
 from perplexity_lies.engines.scoring import Budget, score_tree
 from perplexity_lies.engines.slots import check_can_slot
-from perplexity_lies.engines.state import CannotShare, check_can_fork, state_of
+from perplexity_lies.engines.state import border_tokens, check_can_fork, gather, state_argument, state_of
+from perplexity_lies.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,10 @@ BATCH_PASSES = 16
 brings no speed, and on a CPU costs some, with the copies of keys that no longer fit the caches."""
 
 STATE_SHARE = 4
-"""One part in this many of the device's memory (of the RAM on CPU) may hold forked states."""
+"""One part in this many of what the weights leave of the device's memory (of the RAM on CPU) may hold forked states."""
+
+PROBE_TOKENS = 6
+"""Read in two halves, the second from the forked state of the first, to see that a state is all there is to go on from."""
 
 
 class TorchEngine(Engine):
@@ -63,6 +69,7 @@ class TorchEngine(Engine):
         self.model = load_model(checkpoint, options)
         self.device = next(self.model.parameters()).device
         self.end_ids = tokens.end_ids(self.model.generation_config, self.model.config, self.tokenizer)
+        self._weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.threads = 1 if checkpoint.parameters < SMALL_PARAMETERS else torch.get_num_threads()
         self.why_not_shared, self.why_not_slots = _probe(self.model, self.device)
         for what, why in (
@@ -103,17 +110,42 @@ class TorchEngine(Engine):
     def score(
         self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
     ) -> Iterator[list[ScoreResult]]:
-        with _threads(self.threads):
-            yield from score_tree(
-                self.model, requests, self.context_tokens, self._budget(), finished, share=not self.why_not_shared
-            )
+        longest = max((len(r.context_ids) + len(r.continuation_ids) - 1 for r in requests), default=0)
+        border = self._border_below(min(longest, self.context_tokens), "shared prefixes or batches")
+        budget = replace(self._budget(), rows=1) if border else self._budget()
+        share = not (self.why_not_shared or border)
+        with _threads(self.threads), self._memory_told():
+            yield from score_tree(self.model, requests, self.context_tokens, budget, finished, share=share)
+
+    def _border_below(self, tokens: int, without: str) -> int | None:
+        """The `border_tokens` of its rotary embedding, if `tokens` are more; logs what is done without then."""
+        border = border_tokens(self.model.config.get_text_config())
+        if border is None or tokens <= border[1]:
+            return None
+        logger.warning(
+            "%s: no %s: its rotary embedding (%s) turns positions otherwise beyond %d tokens, and %d are asked for",
+            self.checkpoint.name, without, *border, tokens,
+        )  # fmt: skip
+        return border[1]
+
+    @contextlib.contextmanager
+    def _memory_told(self) -> Iterator[None]:
+        """Turns what is left when nothing can be made smaller into a CheckpointError."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint.name!r} does not fit the memory of {self.device} with what it was asked",
+                found=str(error).splitlines()[0][:300],
+                mend=["--slots 8 (fewer rows at a time)", "--dtype bfloat16"],
+            ) from error
 
     def _budget(self) -> Budget:
         forward_tokens = _forward_tokens(self.model, self.device)
         return Budget(
             batch_tokens=min(self.options.batch_tokens, max(BATCH_TOKENS, BATCH_PASSES * forward_tokens)),
             rows=self.options.slots,
-            state_bytes=_memory_bytes(self.device) // STATE_SHARE,
+            state_bytes=max(0, _memory_bytes(self.device) - self._weight_bytes) // STATE_SHARE,
             forward_tokens=forward_tokens,
         )
 
@@ -125,11 +157,15 @@ class TorchEngine(Engine):
         if refused:
             yield [row.refused(self._refusal(row)) for row in refused]
         runnable = [row for row in rows.values() if not self._refusal(row)]
-        decode = generate_by_length if self.why_not_slots else generate_in_slots
-        with _threads(self.threads):
-            yield from decode(
-                self.model, self.tokenizer, runnable, self.end_ids, self.context_tokens, self._budget(), finished
-            )
+        longest = max((len(row.prompt_ids) + row.request.max_new_tokens - 1 for row in runnable), default=0)
+        asked = (self.model, self.tokenizer, runnable, self.end_ids, self.context_tokens, self._budget(), finished)
+        with _threads(self.threads), self._memory_told():
+            if border := self._border_below(longest, "continuous batching"):
+                yield from generate_by_length(*asked, again_at=border)
+            elif self.why_not_slots:
+                yield from generate_by_length(*asked)
+            else:
+                yield from generate_in_slots(*asked)
 
     def _row(self, request: GenerateRequest) -> Row:
         ids = self.encode(request.prompt, request.add_special_tokens)
@@ -179,11 +215,19 @@ def _forward_tokens(model: transformers.PreTrainedModel, device: torch.device) -
 def _probe(model: transformers.PreTrainedModel, device: torch.device) -> tuple[str, str]:
     """Why the checkpoint's state cannot be forked, and why it cannot stand in slots; empty where it can.
 
-    Found by running one token.
+    Found by running a few tokens. Raises CheckpointError when the model cannot run them.
     """
+    ids = torch.arange(1, PROBE_TOKENS + 1, device=device)[None] % model.config.get_text_config().vocab_size
+    half = PROBE_TOKENS // 2
     try:
-        state = state_of(model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True))
+        whole = model(input_ids=ids, use_cache=False).logits[:, half:]
+        first = model(input_ids=ids[:, :half], use_cache=True)
+    except Exception as error:  # its own code, which may be anybody's
+        raise CheckpointError("the checkpoint cannot be run", found=f"{type(error).__name__}: {error}") from error
+    try:
+        state = state_of(first)
         check_can_fork(state)
+        _check_goes_on(model, ids[:, half:], gather(state, [0, 0]), whole)
     except CannotShare as reason:
         return str(reason), str(reason)
     try:
@@ -191,6 +235,20 @@ def _probe(model: transformers.PreTrainedModel, device: torch.device) -> tuple[s
     except CannotShare as reason:
         return "", str(reason)
     return "", ""
+
+
+def _check_goes_on(model: Any, ids: torch.Tensor, state: Any, whole: torch.Tensor) -> None:
+    """Raises CannotShare unless `ids` [1, n], run from a state of two rows, have the logits `whole` [1, n, vocabulary].
+
+    Mamba's kernels, for one, start from nothing wherever more than one token is read.
+    """
+    try:
+        found = model(input_ids=ids.expand(2, -1), use_cache=True, **{state_argument(model): state}).logits
+    except Exception as error:  # its own code
+        raise CannotShare(f"running on from its state fails: {type(error).__name__}: {error}") from error
+    apart, bar = (found - whole).abs().max(), torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
+    if not apart <= bar:
+        raise CannotShare(f"several tokens run from its state have other logits than in one pass (by {apart:.2g})")
 
 
 def _warn_of_unused_generation_settings(model: transformers.PreTrainedModel) -> None:

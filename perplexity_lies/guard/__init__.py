@@ -22,10 +22,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perplexity_lies.engines.base import Engine, ScoreResult
+from perplexity_lies.engines.base import CannotShare, Engine, ScoreResult
 from perplexity_lies.errors import PliesError
 from perplexity_lies.guard.checks import CHECKS, fingerprint, weights
 from perplexity_lies.guard.subject import TEXTS, CannotCheck, Check, Subject, Tolerance
+from perplexity_lies.protocols.base import plain
 
 __all__ = ["Check", "Guarded", "guard", "nats_by_key", "weights_unchanged"]
 
@@ -109,18 +110,20 @@ def guard(engine: Engine, *, full: bool = False, prompts: Sequence[str] = ()) ->
     """Every check of `engine`; `full` with more probes, `prompts` (a user's messages) beside the fixed ones.
 
     A check that cannot be made of this engine is listed with its reason; whatever the engine raises beside PliesError is
-    let through.
+    let through. Raises CheckpointError when its log-likelihoods are not numbers: nothing could be compared.
     """
     subject = _subject(engine, full=full, prompts=prompts)
     try:
         loaded = tuple(subject.score(fingerprint(subject)))
     except (CannotCheck, PliesError):
         loaded = ()
+    for result in loaded:
+        plain(result)
     checks = []
     for check in CHECKS:
         try:
             checks.append(check(subject))
-        except (CannotCheck, PliesError) as why:
+        except (CannotCheck, CannotShare, PliesError) as why:
             checks.append(_unchecked(check.__name__.replace("_", " "), why))
     checks.append(weights_unchanged(engine, [nats_by_key(loaded)]))
     return Guarded(checks=tuple(checks), fingerprint=loaded, tolerance=subject.tolerance)

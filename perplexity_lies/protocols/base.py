@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jinja2
 import jinja2.sandbox
 
-from perplexity_lies.engines.base import Engine, Finished, Message
+from perplexity_lies.engines.base import Finished
 from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.mirror import Mirror
 from perplexity_lies.progress import Reporter
@@ -71,32 +71,20 @@ def answer_all(
     with context.reporter.step(title, len(keys), done) as advance:
         for batch in run(requests, context.journal.finished):
             fresh = sum(not context.journal.finished(result.key) for result in batch)
-            context.journal.add([_plain(result) for result in batch])
+            context.journal.add([plain(result) for result in batch])
             advance(fresh)
 
 
-def _plain(result: Any) -> dict[str, Any]:
+def plain(result: Any) -> dict[str, Any]:
     """A result for the journal. Raises CheckpointError for one that is not a number."""
-    plain = asdict(result)
-    if any(isinstance(value, float) and not math.isfinite(value) for value in plain.values()):
+    values = asdict(result)
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values.values()):
         raise CheckpointError(
             "the checkpoint's log-likelihoods are not numbers",
-            found=f"a sum of {plain.get('loglikelihood_nats')} nats",
+            found=f"a sum of {values.get('loglikelihood_nats')} nats",
             mend=["--dtype float32 or bfloat16 (float16 overflows)", "check that its weights are whole"],
         )
-    return plain
-
-
-def render(engine: Engine, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-    """Messages through the checkpoint's chat template. Raises CheckpointError when the template does not take them."""
-    try:
-        return engine.render_chat(messages, add_generation_prompt)
-    except jinja2.TemplateError as error:
-        raise CheckpointError(
-            f"the checkpoint's chat template does not take {' and '.join(m['role'] for m in messages)} messages",
-            found=str(error),
-            mend="mend chat_template.jinja in the checkpoint",
-        ) from error
+    return values
 
 
 def refuse_twins(records: Iterable[ItemRecord], task_item: Mapping[str, str]) -> None:

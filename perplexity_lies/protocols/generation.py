@@ -32,7 +32,7 @@ from evalscope.constants import HubType
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import UsageError
 from perplexity_lies.items import read_items
-from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins, render
+from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins
 from perplexity_lies.records import GENERATION, ItemRecord, Status, sha256_text
 from perplexity_lies.store import canonical_json
 from perplexity_lies.suite import Suite, TaskSpec
@@ -63,7 +63,7 @@ class EngineAPI(ModelAPI):
 
     def request(self, messages: Sequence[Message]) -> GenerateRequest:
         """The engine's request for a chat. The seed hangs on the chat itself, not on when it is asked."""
-        prompt, settings = render(self._engine, messages), self._spec.generation
+        prompt, settings = self._engine.render_chat(messages), self._spec.generation
         return GenerateRequest(
             prompt=prompt,
             add_special_tokens=not self._engine.has_chat_template,

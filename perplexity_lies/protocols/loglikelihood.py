@@ -24,7 +24,7 @@ from lm_eval.api.model import TemplateLM
 from perplexity_lies.engines.base import Engine, Message, ScoreRequest
 from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.items import Item, read_items
-from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins, render
+from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins
 from perplexity_lies.records import LOGLIKELIHOOD, ItemRecord, Status, sha256_text
 from perplexity_lies.store import canonical_json
 from perplexity_lies.suite import ITEMS_METRICS, Suite, TaskSpec
@@ -76,7 +76,7 @@ class EngineLM(TemplateLM):
         return self.engine.encode(string, add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
-        rendered = render(self.engine, chat_history, add_generation_prompt)
+        rendered = self.engine.render_chat(chat_history, add_generation_prompt)
         self.asked[rendered] = canonical_json(chat_history)
         return rendered
 

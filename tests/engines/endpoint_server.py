@@ -32,6 +32,8 @@ class Fault:
     kind: str
     holding: str = ""
     times: int = 1
+    after: int = 0
+    """How many of these prompts are answered first."""
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -57,7 +59,9 @@ class Service:
         """The fault that this prompt meets, one time fewer to come."""
         with self.lock:
             for fault in self.faults:
-                if fault.times > 0 and fault.holding in prompt:
+                if fault.holding in prompt and fault.after > 0:
+                    fault.after -= 1
+                elif fault.times > 0 and fault.holding in prompt:
                     fault.times -= 1
                     return fault
         return None
@@ -172,18 +176,19 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault.kind == "other JSON":
             self.send(200, b'{"choices": []}')
-        elif fault.kind == "no number":
+        elif fault.kind in ("no number", "nothing likeliest"):
             reply = self.service.complete(body, chat=chat)
-            reply["choices"][0] |= {"finish_reason": "abort", "logprobs": self.not_numbers(body)}
+            value = float("nan") if fault.kind == "no number" else -1.0
+            reply["choices"][0] |= {"finish_reason": "abort", "logprobs": self.without_tops(body, value)}
             self.send(200, json.dumps(reply).encode())
         else:
             raise ValueError(fault.kind)
 
-    def not_numbers(self, body: dict[str, Any]) -> dict[str, Any]:
+    def without_tops(self, body: dict[str, Any], value: float) -> dict[str, Any]:
         count = len(self.service.ids_of(body["prompt"]))
         return {
             "tokens": ["a"] * count,
-            "token_logprobs": [None] + [float("nan")] * (count - 1),
+            "token_logprobs": [None] + [value] * (count - 1),
             "top_logprobs": [None] * count,
         }
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perplexity_lies.engines import slots
-from perplexity_lies.engines.base import GenerateRequest, Sampling, nothing_finished
+from perplexity_lies.engines.base import CannotShare, GenerateRequest, Sampling, nothing_finished
 from perplexity_lies.engines.decoding import Row
 from perplexity_lies.engines.generation import generate_by_length, generate_in_slots
 from perplexity_lies.engines.scoring import Budget
 from perplexity_lies.engines.slots import check_can_slot
-from perplexity_lies.engines.state import CannotShare, check_can_fork, state_of
+from perplexity_lies.engines.state import check_can_fork, state_of
 
 from .conftest import CONTEXT_TOKENS, VOCABULARY, generate_alone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -96,6 +97,25 @@ def test_a_projection_that_is_no_matrix_is_left_to_itself(head: str) -> None:
     model.set_output_embeddings(new)
     assert projects_plainly(model)
     assert_as_alone(model, requests, run(model, requests))
+
+
+def test_a_batch_that_does_not_fit_is_halved(random_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it had made is let go before its halves are run."""
+    whole, alive, sizes = TreeScorer._forward_leaves, weakref.WeakSet[Any](), []
+
+    def tight(self: TreeScorer, batch: list[Any], start: int, state: Any) -> Any:
+        assert not alive
+        made = torch.zeros(1)
+        alive.add(made)
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(batch))
+        return whole(self, batch, start, state)
+
+    monkeypatch.setattr(TreeScorer, "_forward_leaves", tight)
+    model, requests = random_model("llama"), few_shot_requests(seed=7)[:30]
+    assert_as_alone(model, requests, run(model, requests))
+    assert max(sizes) == 2
 
 
 def capped(cap: float | None) -> Any:
