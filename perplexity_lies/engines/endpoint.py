@@ -220,32 +220,39 @@ class EndpointEngine(Engine):
         return Job(request.key, path, body, read, lost)
 
     def _ask_all(self, requests: Sequence[Any], job_of: Callable[[Any], Job]) -> Iterator[list[Any]]:
-        """Results as they come, at most `slots` requests on their way."""
+        """Results as they come, at most `slots` requests on their way.
+
+        A failure is held back until something sent after it is answered: only then is it the item's own.
+        """
         waiting = iter({request.key: request for request in requests}.values())
         server = self._connect(self.patience)
         pool = ThreadPoolExecutor(self.options.slots, thread_name_prefix="plies-endpoint")
-        running: set[Future[Result]] = set()
-        held: list[Result] = []
+        running: dict[Future[Result], int] = {}
+        held: list[tuple[int, Result]] = []
+        """Each with the number of the first request that was sent after it failed."""
+        sent = 0
         try:
             while True:
                 while len(running) < self.options.slots and (request := next(waiting, None)) is not None:
-                    running.add(pool.submit(self._answer, server, job_of(request)))
+                    running[pool.submit(self._answer, server, job_of(request))] = sent
+                    sent += 1
                 if not running:
                     break
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                results = [future.result() for future in done]
-                held += [result for result in results if result.failed]
-                answered = [result for result in results if not result.failed]
-                if held and not answered and len(held) >= HELD_FAILURES:
-                    self._check_alive(server, held)
-                    answered, held = held, []
-                elif answered:
-                    answered, held = answered + held, []
+                done = [(running.pop(future), future.result()) for future in wait(running, None, FIRST_COMPLETED).done]
+                held += [(sent, result) for _, result in done if result.failed]
+                answered = [result for _, result in done if not result.failed]
+                alive = max((number for number, result in done if not result.failed), default=-1)
+                if not answered and len(held) >= HELD_FAILURES:
+                    self._check_alive(server, [result for _, result in held])
+                    alive = sent
+                answered += [result for after, result in held if after <= alive]
+                held = [(after, result) for after, result in held if after > alive]
                 if answered:
                     yield answered
             if held:
-                self._check_alive(server, held)
-                yield held
+                failures = [result for _, result in held]
+                self._check_alive(server, failures)
+                yield failures
         finally:
             server.close()  # first: given up half-way, nobody waits for what is still on its way
             pool.shutdown(cancel_futures=True)
