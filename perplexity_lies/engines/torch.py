@@ -117,7 +117,7 @@ class TorchEngine(Engine):
         with _threads(self.threads), self._memory_told():
             yield from score_tree(self.model, requests, self.context_tokens, budget, finished, share=share)
 
-    def _border_below(self, tokens: int, without: str) -> int | None:
+    def _border_below(self, tokens: int, without: str) -> tuple[str, int] | None:
         """The `border_tokens` of its rotary embedding, if `tokens` are more; logs what is done without then."""
         border = border_tokens(self.model.config.get_text_config())
         if border is None or tokens <= border[1]:
@@ -126,7 +126,7 @@ class TorchEngine(Engine):
             "%s: no %s: its rotary embedding (%s) turns positions otherwise beyond %d tokens, and %d are asked for",
             self.checkpoint.name, without, *border, tokens,
         )  # fmt: skip
-        return border[1]
+        return border
 
     @contextlib.contextmanager
     def _memory_told(self) -> Iterator[None]:
@@ -161,7 +161,8 @@ class TorchEngine(Engine):
         asked = (self.model, self.tokenizer, runnable, self.end_ids, self.context_tokens, self._budget(), finished)
         with _threads(self.threads), self._memory_told():
             if border := self._border_below(longest, "continuous batching"):
-                yield from generate_by_length(*asked, again_at=border)
+                # HF `generate` makes the state again for longrope alone.
+                yield from generate_by_length(*asked, again_at=border[1] if border[0] == "longrope" else None)
             elif self.why_not_slots:
                 yield from generate_by_length(*asked)
             else:

@@ -55,6 +55,13 @@ STATES = {
         ),
         "",
     ),
+    "dynamic": (
+        lambda: transformers.LlamaConfig(
+            **{**GROUPED, "max_position_embeddings": BORDER},
+            rope_parameters={"rope_theta": 1e4, "rope_type": "dynamic", "factor": 4.0},
+        ),
+        "",
+    ),
 }  # fmt: skip
 """Family -> its config, and why its state is not shared (empty: it is, as far as it goes)."""
 
