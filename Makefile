@@ -64,7 +64,12 @@ gpu-check: $(VENV)/.fla
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)' \
 		|| { echo "no CUDA device: nothing was run" >&2; exit 3; }
 	$(BIN)/python -m pytest -m gpu
-	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script --device cuda; done
+	$(BIN)/python benchmarks/stage_speed.py --device cuda
+	@set -e; for name in kda_chunked stage3_speed; do echo "== $$name"; \
+		$(BIN)/python benchmarks/$$name.py --device cuda --out benchmarks/results/$$name-cuda.json; done
+	@set -e; for name in speed_scoring speed_generation; do echo "== $$name"; \
+		$(BIN)/python benchmarks/$$name.py --device cuda --shape qwen3-0.6b --dtype bfloat16 --vocabulary 151936 \
+		--out benchmarks/results/$$name-cuda.json; done
 	$(BIN)/plies distill run miniature --device cuda --out build/gpu-pair --set teacher.layers=8 --set teacher.hidden_size=384 \
 		--set teacher.intermediate_size=1152 --set teacher.head_dim=64 --set student.keep=2 --set defaults.rows=64
 

@@ -45,7 +45,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", default="../shared/models/stories260K")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/hub"))
-    parser.add_argument("--device", default="cpu", help="accepted so that every script takes it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/first_item.json"))
     asked = parser.parse_args()

@@ -106,7 +106,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[512, 1024, 2048])
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--device", default="cpu", help="accepted so that every script takes it")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kl_chunked.json"))
     parser.add_argument("--form", choices=FORMS, help="measure one form in this very process and print its JSON")
     asked = parser.parse_args()

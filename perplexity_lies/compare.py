@@ -66,11 +66,11 @@ def _refuse_incomplete(run: Run) -> None:
     if run.manifest.get("complete"):
         return
     checkpoint, suite = run.manifest["checkpoint"]["name"], run.manifest["suite"]["name"]
-    again = f"plies evaluate {checkpoint} --suite {suite}{_limit(run)} --out {run.path.parent}"
+    again = f"plies evaluate {checkpoint} --suite {suite}{_limit(run)} --out {run.path.parent.parent}"
     raise UsageError(
         f"the run {str(run.path)!r} is not complete",
         found="its manifest says that items are still to be asked",
-        mend=f"{again}   (it continues where it stopped)",
+        mend=f"{again}   (with the --data, --engine and --dtype it had, it continues where it stopped)",
     )
 
 

@@ -50,7 +50,7 @@ PURPOSES = {
     "datasets": "benchmark items",
     "flash-linear-attention": "CUDA kernels for linear attention",
     "triton": "CUDA kernels for linear attention",
-    "vllm": "serving on CUDA, in an environment of its own",
+    "vllm": "--engine vllm, in an environment of its own",
 }
 """Distribution -> what it is for. Which extra brings it, and in which range, stands in our own metadata."""
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 Message = dict[str, str]
 """`{"role": "system" | "user" | "assistant", "content": text}`, as transformers' chat templates take it."""
@@ -124,13 +124,6 @@ class GenerateResult:
     """Whether `error` tells of a failure that another try might not meet, rather than of a request that cannot be run."""
 
 
-class PairIds(NamedTuple):
-    """A context and its continuation as token ids, split where lm-eval splits them."""
-
-    context: tuple[int, ...]
-    continuation: tuple[int, ...]
-
-
 Finished = Callable[[str], bool]
 """Whether the result with this key is already on disk."""
 
@@ -147,8 +140,8 @@ class CannotShare(Exception):
 class Engine(abc.ABC):
     """A loaded checkpoint. `tokenizer` is a transformers tokenizer; None where a server's is not known.
 
-    Batches are planned over *all* requests, and a batch of which any result is missing is run whole: what is computed
-    does not depend on where an earlier run was killed, to the last bit.
+    The torch engine plans batches over *all* requests and runs a batch whole of which any result is missing: what is
+    computed does not depend on where an earlier run was killed, to the last bit.
     """
 
     tokenizer: Any

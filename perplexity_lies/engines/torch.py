@@ -137,7 +137,7 @@ class TorchEngine(Engine):
             raise CheckpointError(
                 f"checkpoint {self.checkpoint.name!r} does not fit the memory of {self.device} with what it was asked",
                 found=str(error).splitlines()[0][:300],
-                mend=["--slots 8 (fewer rows at a time)", "--dtype bfloat16"],
+                mend=["--dtype bfloat16", "--device cpu"],
             ) from error
 
     def _budget(self) -> Budget:

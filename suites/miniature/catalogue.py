@@ -1,7 +1,8 @@
 """The miniature suite's items and settings: made here, kept as files beside this one, read from there.
 
-Task sizes, extraction patterns and token budgets stand here, once; `tasks.json` and `items/*.jsonl` are written from
-them by `python -m suites.miniature`, byte for byte the same each time. Standard library only.
+Task sizes, extraction patterns and token budgets stand here (a run reads them in `suites/miniature.yaml`, held equal by a
+test); `tasks.json` and `items/*.jsonl` are written from them by `python -m suites.miniature`, byte for byte the same each
+time. Standard library only.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
-import distill
 from distill.export import export_checkpoint, load_exported
 from distill.students.hybrid import HybridConfig, HybridForCausalLM, MixerCacheLayer, register
+from perplexity_lies.engines.loading import STUDENTS
 
 MakeHybrid = Callable[..., HybridForCausalLM]
 PLANS = {
@@ -236,7 +236,7 @@ def test_exported_directory_loads_through_the_auto_classes(
 
 
 def test_register_twice_and_by_the_table() -> None:
-    module, _, function = distill.MODEL_TYPES["plies_hybrid"].partition(":")
+    module, _, function = STUDENTS["plies_hybrid"].partition(":")
     assert (module, function) == (register.__module__, register.__name__)
     register()
     register()

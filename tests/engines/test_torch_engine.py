@@ -160,11 +160,3 @@ def test_gpu_kernels_that_import_without_a_gpu_are_not_bound(tmp_path: Path) -> 
         )  # fmt: skip
     assert "0 active drivers" in done["plain"].stderr, "the trap is not there: this test shows nothing"
     assert done["guarded"].returncode == 0, done["guarded"].stderr
-
-
-def test_the_loader_knows_the_students_that_distill_makes() -> None:
-    """Two tables, because the harness may not import its guest: they must say the same."""
-    from distill import MODEL_TYPES
-    from perplexity_lies.engines.loading import STUDENTS
-
-    assert STUDENTS == MODEL_TYPES
