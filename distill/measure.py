@@ -77,12 +77,13 @@ def task_scores(scores: Scores) -> dict[str, TaskScores]:
     for task, asked in scores.items():
         if all(protocol in asked for protocol in PROTOCOLS):
             statuses, items = asked[GENERATION]["statuses"], len(asked[GENERATION]["items"])
+            replies = sum(statuses.values())
             table[task] = TaskScores(
                 items=items,
                 loglikelihood=percent({task: asked}, LOGLIKELIHOOD),
                 generation=percent({task: asked}, GENERATION),
-                unparsed=100 * statuses.get("unparsed", 0) / items,
-                truncated=100 * statuses.get("truncated", 0) / items,
+                unparsed=100 * statuses.get("unparsed", 0) / replies,
+                truncated=100 * statuses.get("truncated", 0) / replies,
             )
     return table
 

@@ -236,13 +236,14 @@ def _check_directory(name: str, path: Path) -> None:
     """What the directory is instead of a checkpoint. Raises CheckpointError."""
     if (path / "adapter_config.json").is_file():
         base = read_config(name, path / "adapter_config.json").get("base_model_name_or_path", "BASE")
+        named = base if isinstance(base, str) and HUB_ID.fullmatch(base) else "BASE"  # it goes into a command to type
         raise CheckpointError(
             f"checkpoint {name!r} is a PEFT adapter, not a whole checkpoint",
             found=f"adapter_config.json, for the base {base}",
             mend=(
                 "merge it: python -c \"import peft, transformers as t; p = '" + str(path) + "'; "
                 "peft.AutoPeftModelForCausalLM.from_pretrained(p).merge_and_unload().save_pretrained('merged')"
-                f"; t.AutoTokenizer.from_pretrained('{base}').save_pretrained('merged')\"",
+                f"; t.AutoTokenizer.from_pretrained('{named}').save_pretrained('merged')\"",
                 "then give ./merged",
             ),
         )

@@ -6,14 +6,25 @@ a traceback is for our own bugs. Knows nothing of what the commands do.
 
 from __future__ import annotations
 
+import io
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perplexity_lies.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, PliesError, UsageError, from_table
+from perplexity_lies.errors import (
+    EXIT_BUG,
+    EXIT_GATE_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    PliesError,
+    UsageError,
+    from_table,
+    printable,
+)
 from perplexity_lies.store import run_key
 
 if TYPE_CHECKING:
@@ -152,7 +163,7 @@ def gate(
     from perplexity_lies.gate import decide
 
     verdict = decide(load_comparison(comparison), margin)
-    typer.echo(f"{verdict.outcome}: {verdict.reason}")
+    typer.echo(printable(f"{verdict.outcome}: {verdict.reason}"))
     raise typer.Exit(verdict.exit_code)
 
 
@@ -267,6 +278,9 @@ def _show(comparison: Comparison, folder: Path) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character is no reason to stop
+            stream.reconfigure(errors="replace")
     command: Any = typer.main.get_command(app)
     try:
         code = command.main(args=args, prog_name="plies", standalone_mode=False)
@@ -277,10 +291,12 @@ def main(args: list[str] | None = None) -> None:
         print("plies: interrupted; the same command continues where it stopped", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
-        if not hasattr(error, "show"):
-            raise
-        error.show()  # click's own usage errors
-        code = getattr(error, "exit_code", EXIT_USAGE)
+        if hasattr(error, "show"):  # click's own usage errors
+            error.show()
+            code = getattr(error, "exit_code", EXIT_USAGE)
+        else:
+            traceback.print_exc()
+            code = EXIT_BUG
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -12,6 +12,7 @@ Knows nothing of terminals: `cli` prints `str(error)` and leaves with `error.exi
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_MISSING = 3
 EXIT_INCONCLUSIVE = 4
+EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 
 
@@ -39,7 +41,12 @@ class PliesError(Exception):
         lines = [self.asked]
         lines += [f"  {'found' if i == 0 else '':<5}: {text}" for i, text in enumerate(self.found)]
         lines += [f"  {'try' if i == 0 else '':<5}: {text}" for i, text in enumerate(self.mend)]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which a stranger's file may hold, spelled out; line breaks and tabs kept."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else repr(c)[1:-1] for c in text)
 
 
 class UsageError(PliesError):

@@ -26,7 +26,7 @@ from perplexity_lies.progress import Reporter
 from perplexity_lies.protocols import runner
 from perplexity_lies.protocols.base import Context, Rounding, plain
 from perplexity_lies.protocols.hygiene import quarantine
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS
+from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS, Status
 from perplexity_lies.store import Journal, Run, start_run
 from perplexity_lies.suite import Suite, load_suite
 
@@ -75,7 +75,7 @@ def evaluate(
     engine, options = engine_of(engine, named), EngineOptions(device=device, dtype=dtype)
     run = _start(Path(out), named, wanted, datasets, limit, engine, options)
     with contextlib.closing(run), contextlib.closing(Reporter(quiet=quiet)) as reporter:
-        if run.complete and all(_asked(run, wanted, protocol) for protocol in protocols):
+        if run.complete and all(_settled(run, wanted, protocol) for protocol in protocols):
             reporter.note(f"{named.name}: complete in {run.path}")
         else:
             _ask(run, named, wanted, mirror, limit, engine, options, protocols, reporter)
@@ -100,6 +100,13 @@ def _asked(run: Run, suite: Suite, protocol: str) -> bool:
     return all(run.has_records(task.name, protocol) for task in suite.tasks)
 
 
+def _settled(run: Run, suite: Suite, protocol: str) -> bool:
+    """Whether it was asked, and no record failed for a reason that another try might not meet."""
+    if not _asked(run, suite, protocol):
+        return False
+    return not any(record.status is Status.ERRORED for record in run.records() if record.protocol == protocol)
+
+
 def _ask(
     run: Run, checkpoint: Checkpoint, suite: Suite, mirror: Mirror, limit: int | None, engine_name: str,
     options: EngineOptions, protocols: Sequence[str], reporter: Reporter,
@@ -110,7 +117,7 @@ def _ask(
         engine = open_engine(engine_name, checkpoint, options)
     timings["load_s"] = time.monotonic() - started
     _same_settings(run, engine)
-    waiting = [protocol for protocol in protocols if not _asked(run, suite, protocol)]
+    waiting = [protocol for protocol in protocols if not _settled(run, suite, protocol)]
     if LOGLIKELIHOOD in waiting and engine.why_no_score:
         raise MissingError(
             f"{checkpoint.name} cannot be asked under the log-likelihood protocol",

@@ -6,6 +6,9 @@ task that regresses fails the gate although the mean may pass, since a mean can 
 2.5 %; tasks are not corrected for multiplicity, so among T tasks that stand exactly on the margin about 2.5 T % would
 fail the gate by chance.
 
+A bootstrap over fewer than ten clusters is too narrow: such an interval decides nothing. And what was not measured has
+not passed: where more than one item in twenty of a task has no pair, what would be a pass is inconclusive.
+
 Knows nothing of reports or of exit codes beyond which verdict has which.
 """
 
@@ -14,9 +17,14 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from perplexity_lies.cautions import FEW_CLUSTERS
 from perplexity_lies.comparison import Comparison, TaskRow, interval, signed
 from perplexity_lies.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, UsageError
-from perplexity_lies.gap import Estimate, units_needed
+from perplexity_lies.gap import CLUSTER_BOOTSTRAP, Estimate, units_needed
+from perplexity_lies.records import GENERATION
+
+MOST_UNPAIRED = 0.05
+"""Share of a task's items that may lack a pair under generation in a pass."""
 
 
 class Outcome(enum.StrEnum):
@@ -67,10 +75,28 @@ def judge(gap: Estimate, margin_pp: float) -> Outcome:
     return Outcome.REGRESS if gap.high < -margin_pp else Outcome.INCONCLUSIVE
 
 
-def _gate_row(row: TaskRow, margin_pp: float) -> GateRow | None:
+def _few_clusters(row: TaskRow) -> bool:
+    """Whether a task's interval rests on too few clusters."""
+    return row.generation is not None and row.generation.gap.method == CLUSTER_BOOTSTRAP and row.subjects < FEW_CLUSTERS
+
+
+def _unmeasured(comparison: Comparison) -> list[str]:
+    """Of each task of which too much has no pair under generation, how much."""
+    found = []
+    for row in comparison.rows:
+        left = sum(len(u.items) for u in comparison.unpaired if (u.task, u.what) == (row.task, GENERATION))
+        every = left + (row.generation.gap.n if row.generation else 0)
+        if left > MOST_UNPAIRED * every:
+            found.append(f"{row.task}: {left} of {every} items have no pair under generation")
+    return found
+
+
+def _gate_row(row: TaskRow, margin_pp: float, few: bool) -> GateRow | None:
     if row.generation is None:
         return None
     gap = row.generation.gap
+    if few:
+        return GateRow(task=row.task, gap=gap, outcome=Outcome.INCONCLUSIVE, units_needed=None)
     outcome = judge(gap, margin_pp)
     needed = units_needed(gap, -margin_pp) if outcome is Outcome.INCONCLUSIVE else None
     return GateRow(task=row.task, gap=gap, outcome=outcome, units_needed=needed)
@@ -95,12 +121,17 @@ def decide(comparison: Comparison, margin_pp: float) -> Verdict:
             found="no task has items paired under both protocols",
             mend="plies compare TEACHER STUDENT with a suite that has generation tasks",
         )
+    few = [row.task for row in comparison.rows if row is not comparison.overall and _few_clusters(row)]
+    judged = tuple(
+        found
+        for row in comparison.rows
+        if (found := _gate_row(row, margin_pp, row.task in few or (row is comparison.overall and bool(few))))
+    )
     if comparison.guard_failures:
         named = "; ".join(f"{failure.side}: {failure.check}" for failure in comparison.guard_failures)
-        judged = tuple(found for row in comparison.rows if (found := _gate_row(row, margin_pp)))
         reason = f"the artifact guard failed ({named}), so the gaps may be the engine's doing"
         return Verdict(outcome=Outcome.INCONCLUSIVE, reason=reason, margin_pp=margin_pp, rows=judged)
-    *tasks, overall = (found for row in comparison.rows if (found := _gate_row(row, margin_pp)))
+    *tasks, overall = judged
     worse = [row for row in tasks if row.outcome is Outcome.REGRESS]
     if overall.outcome is Outcome.REGRESS:
         outcome, reason = Outcome.REGRESS, f"{_said(overall)} lies below the margin of −{margin_pp:g} pp"
@@ -109,6 +140,11 @@ def decide(comparison: Comparison, margin_pp: float) -> Verdict:
         reason = (
             f"{'; '.join(map(_said, worse))}: below the margin of −{margin_pp:g} pp, though {_said(overall)} is not"
         )
+    elif few:
+        outcome = Outcome.INCONCLUSIVE
+        reason = f"fewer than {FEW_CLUSTERS} clusters: the interval of {', '.join(few)} is too narrow to decide on"
+    elif overall.outcome is Outcome.PASS and (unmeasured := _unmeasured(comparison)):
+        outcome, reason = Outcome.INCONCLUSIVE, f"not enough was measured: {'; '.join(unmeasured)}"
     elif overall.outcome is Outcome.PASS:
         outcome, reason = Outcome.PASS, f"{_said(overall)} lies above the margin of −{margin_pp:g} pp"
     else:

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from perplexity_lies.records import UNMEASURED
 
 Measured = dict[str, dict[str, dict[str, Any]]]
 """Task -> protocol -> {"items": {item: score in [0, 1]}, "statuses": {status: records}}."""
@@ -32,15 +35,17 @@ def measurer(
 
     def measure(checkpoint: Path) -> Measured:
         run = evaluate(str(checkpoint), suite=suite, out=out, data=data, limit=limit, device=device, quiet=True)
-        items: dict[tuple[str, str], dict[str, float]] = {}
+        items: dict[tuple[str, str], dict[str, list[float]]] = {}
         statuses: dict[tuple[str, str], Counter[str]] = {}
         for record in run.records():
             key = record.task, record.protocol
-            items.setdefault(key, {})[record.item] = record.score
+            if record.status not in UNMEASURED:
+                items.setdefault(key, {}).setdefault(record.item, []).append(record.score)
             statuses.setdefault(key, Counter())[str(record.status)] += 1
         measured: Measured = {}
         for (task, protocol), scores in items.items():
-            measured.setdefault(task, {})[protocol] = {"items": scores, "statuses": dict(statuses[task, protocol])}
+            means = {item: fmean(of_seeds) for item, of_seeds in scores.items()}
+            measured.setdefault(task, {})[protocol] = {"items": means, "statuses": dict(statuses[task, protocol])}
         return measured
 
     return measure

@@ -49,6 +49,8 @@ def _fault(raw: Any) -> str:
     for key in ("question", "target", "subject"):
         if not _is_text(raw.get(key, "")):
             return f"{key!r} is not a text: {raw[key]!r}"
+    if not raw["target"].strip():
+        return "'target' is empty: any reply without an answer would be right"
     if not _is_text(raw["id"], empty=False) or raw["id"] != " ".join(raw["id"].split()):
         return f"'id' must be a text without spaces around it or in rows: {raw['id']!r}"
     choices, gold = raw["choices"], raw["gold"]

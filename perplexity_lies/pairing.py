@@ -18,11 +18,10 @@ import numpy as np
 from perplexity_lies.comparison import SIDES, Unpaired
 from perplexity_lies.errors import UsageError
 from perplexity_lies.gap import Floats
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS, ItemRecord, Status
+from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS, UNMEASURED, ItemRecord
 from perplexity_lies.store import Run
 
 HIDDEN = "hidden gap"
-UNMEASURED = (Status.ERRORED, Status.REFUSED)
 
 Records = dict[tuple[str, str], dict[str, list[ItemRecord]]]
 """(task, protocol) -> item -> records by seed."""
@@ -65,6 +64,8 @@ def _why_unpaired(teacher: list[ItemRecord], student: list[ItemRecord]) -> str:
         return "prompt differs"
     if len({record.metric for record in both}) > 1:
         return "metric differs"
+    if len({(record.gold, record.gold_index) for record in both}) > 1:
+        return "reference answer differs"
     for side, records in zip(SIDES, (teacher, student), strict=True):
         for record in records:
             if record.status in UNMEASURED:

@@ -35,6 +35,10 @@ class Status(enum.StrEnum):
     """The engine or the library failed on this item; `error` tells how."""
 
 
+UNMEASURED = (Status.ERRORED, Status.REFUSED)
+"""Statuses of records whose score says nothing of the checkpoint: they never pair."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemRecord:
     """One item under one protocol with one seed.

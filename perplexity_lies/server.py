@@ -183,7 +183,7 @@ class Server:
             wait_s = self.patience.wait_s(attempt, name)
             try:
                 reply = self._once(path, body)
-            except self._request_error as error:
+            except (self._request_error, UnicodeError) as error:  # the second of a host that cannot be one
                 reason, status = f"{type(error).__name__}: {error}".rstrip(": "), 0
             else:
                 status = reply.status_code

@@ -141,7 +141,7 @@ def load_suite(name: str | Path) -> Suite:
         )
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: a date that is none, bytes that are no UTF-8
         raise UsageError(
             f"suite {path} is not YAML", found=" ".join(str(error).split())[:200], mend="mend the file"
         ) from error

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perplexity_lies.comparison import Caution, Comparison, ProtocolRow, TaskRow, interval, signed
+from perplexity_lies.errors import printable
 from perplexity_lies.gap import RULE_OF_THREE, Estimate
 
 TASK_COLUMNS = 20
@@ -23,7 +24,7 @@ ASCII = str.maketrans({"−": "-", "→": ">", "–": "-"})
 
 
 def _name(row: TaskRow, comparison: Comparison) -> str:
-    return "overall" if row is comparison.overall else row.task
+    return "overall" if row is comparison.overall else printable(row.task)
 
 
 def _n(row: TaskRow) -> str:
@@ -115,7 +116,9 @@ def _notes(comparison: Comparison) -> Iterator[RenderableType]:
     for kind, same in by_kind.items():
         where = ", ".join(dict.fromkeys(caution.task for caution in same if caution.task))
         said = same[0].text if len(same) == 1 else f"{kind} ({len(same)} cautions, in the report)"
-        yield Text("! ", style="yellow").append(f"{where}: {said}" if where else said, style="not bold default")
+        yield Text("! ", style="yellow").append(
+            printable(f"{where}: {said}" if where else said), style="not bold default"
+        )
 
 
 def _gaps(row: TaskRow) -> Iterator[Estimate]:
@@ -135,8 +138,8 @@ class _Rendered:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         comparison = self.comparison
         names = f"{comparison.student_name} (S) against {comparison.teacher_name} (T), suite {comparison.suite_name}"
-        headline = Text(comparison.headline(), style="bold red" if comparison.guard_failures else "bold")
-        parts: list[RenderableType] = [Text(names, style="dim"), headline]
+        headline = Text(printable(comparison.headline()), style="bold red" if comparison.guard_failures else "bold")
+        parts: list[RenderableType] = [Text(printable(names), style="dim"), headline]
         if comparison.partial:
             parts.append(Text(f"PARTIAL: at most {comparison.limit} items per task were asked.", style="bold yellow"))
         table = _wide(comparison)

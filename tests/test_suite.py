@@ -191,6 +191,7 @@ BAD_ITEMS: dict[str, tuple[bytes, str]] = {
     "id_empty": (json.dumps({**ITEM, "id": ""}).encode(), "'id' must be a text"),
     "id_spaces": (json.dumps({**ITEM, "id": "a  b"}).encode(), "'id' must be a text without spaces"),
     "one_choice": (json.dumps({**ITEM, "choices": ["2"]}).encode(), "'choices' must be two texts"),
+    "target_empty": (json.dumps({**ITEM, "target": " "}).encode(), "'target' is empty"),
     "choice_number": (json.dumps({**ITEM, "choices": [2, 3]}).encode(), "'choices' must be two texts"),
     "choice_empty": (json.dumps({**ITEM, "choices": ["2", ""]}).encode(), "'choices' must be two texts"),
     "gold_beyond": (json.dumps({**ITEM, "gold": 2}).encode(), "'gold' must be an index into 2"),

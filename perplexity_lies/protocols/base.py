@@ -87,6 +87,16 @@ def plain(result: Any) -> dict[str, Any]:
     return values
 
 
+def refuse_scale(task: str, protocol: str, metric: str, score: float) -> None:
+    """Raises UsageError for a score that is no share: gaps are differences of shares."""
+    if not 0 <= score <= 1:
+        raise UsageError(
+            f"task {task!r}, {protocol}: the metric {metric!r} is not a score between 0 and 1",
+            found=f"{score:g} for one item",
+            mend="another `metric:`, such as acc or exact_match",
+        )
+
+
 def refuse_twins(records: Iterable[ItemRecord], task_item: Mapping[str, str]) -> None:
     """Raise UsageError when two items of a task bear one name; `task_item` is each task's template."""
     seen: set[tuple[str, str, int]] = set()
@@ -105,7 +115,7 @@ def fill(template: str, fields: Mapping[str, Any], where: str) -> str:
     """A suite's Jinja template over an item's fields. Raises UsageError for a template that does not fit them."""
     try:
         return " ".join(_TEMPLATES.from_string(template).render(**fields).split())
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"{where}: the template {template!r} does not fit the item",
             found=str(error),

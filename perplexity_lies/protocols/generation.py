@@ -32,7 +32,7 @@ from evalscope.constants import HubType
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import UsageError
 from perplexity_lies.items import read_items
-from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins
+from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_scale, refuse_twins
 from perplexity_lies.records import GENERATION, ItemRecord, Status, sha256_text
 from perplexity_lies.store import canonical_json
 from perplexity_lies.suite import Suite, TaskSpec
@@ -250,11 +250,16 @@ def _record(asked: Asked, review: dict[str, Any] | None, api: EngineAPI, task: T
         name: float(value) for name, value in (score.get("value") or {}).items() if isinstance(value, int | float)
     }
     error = reply.error or ("" if review is not None else "evalscope gave no review of this item")
+    if not error and settings.metric not in values and score.get("status", "success") != "success":
+        why = score.get("explanation") or (score.get("metadata") or {}).get(settings.metric) or "no reason given"
+        error = f"evalscope could not score the reply: {why}"
     if not error and settings.metric not in values:
         raise UsageError(
             f"task {task.name!r}, generation: evalscope gives no metric {settings.metric!r}",
             found=f"metrics: {', '.join(values) or 'none'}", mend="mend `metric:`",
         )  # fmt: skip
+    if not error:
+        refuse_scale(task.name, GENERATION, settings.metric, values[settings.metric])
     answer = "" if error else str(score.get("extracted_prediction") or "").strip()
     return ItemRecord(
         task=task.name,

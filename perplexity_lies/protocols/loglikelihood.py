@@ -24,7 +24,7 @@ from lm_eval.api.model import TemplateLM
 from perplexity_lies.engines.base import Engine, Message, ScoreRequest
 from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.items import Item, read_items
-from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_twins
+from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_scale, refuse_twins
 from perplexity_lies.records import LOGLIKELIHOOD, ItemRecord, Status, sha256_text
 from perplexity_lies.store import canonical_json
 from perplexity_lies.suite import ITEMS_METRICS, Suite, TaskSpec
@@ -264,6 +264,8 @@ def _record(sample: dict[str, Any], task: Any, spec: TaskSpec, lm: EngineLM) -> 
     )
     gold = _gold_index(task, doc) if ranked else 0
     status, error = next((lm.lost[pair] for pair in pairs if pair in lm.lost), (Status.SCORED, ""))
+    if not error:
+        refuse_scale(spec.name, LOGLIKELIHOOD, settings.metric, scores[settings.metric])
     loglikelihoods = [] if error else [float(answer[0]) for answer in answers][: len(choices)]
     prompt = lm.asked.get(pairs[0][0]) or _common_prefix([context for context, _ in pairs])
     return ItemRecord(

@@ -121,6 +121,11 @@ def dangling_link(directory: Path) -> None:
     (directory / WEIGHTS).symlink_to("../blobs/gone")
 
 
+def odd_adapter(directory: Path) -> None:
+    """A base that would be a command, and would move the cursor."""
+    (directory / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x');\x1b[2J evil('"}))
+
+
 def adapter(directory: Path) -> None:
     (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "some-org/base"}')
 
@@ -213,6 +218,7 @@ CASES = {
     ),
     "git-lfs config": Case(replace("config.json", LFS), "without its large files", "config.json", "lfs pull"),
     "git-lfs tokenizer": Case(replace("tokenizer.json", LFS), "without its large files", "tokenizer.json", "lfs pull"),
+    "adapter of a base that is no name": Case(odd_adapter, "PEFT adapter", "evil", r"from_pretrained\('BASE'\)"),
     "PEFT adapter": Case(adapter, "PEFT adapter", "base some-org/base", r"merge_and_unload\(\)"),
     "zero bytes": Case(replace(WEIGHTS, b""), "an empty weights file", "0 bytes", "hf download"),
     "five bytes": Case(replace(WEIGHTS, b"12345"), "truncated weights", "5 bytes", "again"),
@@ -277,6 +283,7 @@ def test_malformed_directory(llama_copy: Path, case: Case) -> None:
     assert re.search(case.found.replace("{dir}", str(llama_copy)), " ".join(error.found)), error.found
     assert re.search(case.mend.replace("{dir}", str(llama_copy)), " ".join(error.mend)), error.mend
     assert len(str(error).splitlines()) <= 12 and "Traceback" not in str(error)
+    assert "\x1b" not in str(error)
 
 
 def test_nothing_of_this_is_refused_undamaged(llama_copy: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from distill.measure import GENERATION, LOGLIKELIHOOD, by_item, percent, task_scores
 from perplexity_lies.errors import MissingError
 from perplexity_lies.in_the_loop import measurer
+from perplexity_lies.records import ItemRecord, Status
 from perplexity_lies.store import open_run
 
 EMBEDDED = Path(__file__).parents[2] / "perplexity_lies" / "embedded"
@@ -36,6 +39,23 @@ def test_items_of_different_tasks_stay_apart_and_each_counts_once() -> None:
 def test_a_protocol_that_was_not_asked_has_no_average() -> None:
     with pytest.raises(ValueError, match="generation"):
         percent({"facts": SCORES["facts"]}, GENERATION)
+
+
+def test_several_seeds_are_one_score_and_what_was_not_measured_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [("a", 0, 1.0, Status.SCORED), ("a", 1, 0.0, Status.UNPARSED), ("b", 0, 0.0, Status.ERRORED)]
+    records = [
+        ItemRecord(
+            task="facts", item=item, protocol=GENERATION, seed=seed, score=score, status=status, prompt="", prompt_sha256="",
+            metric="acc", gold="",
+        )
+        for item, seed, score, status in made
+    ]  # fmt: skip
+    module = import_module("perplexity_lies.evaluate")  # the package's own name of this is the function
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: SimpleNamespace(records=lambda: records))
+    found = measurer(suite="miniature", out=tmp_path)(tmp_path)["facts"][GENERATION]
+    assert found == {"items": {"a": 0.5}, "statuses": {"scored": 1, "unparsed": 1, "errored": 1}}
 
 
 @pytest.mark.slow

@@ -516,6 +516,13 @@ def test_runs(service: Service, files: Path, suite: Path, tmp_path: Path, monkey
     assert run.manifest["checkpoint"]["kind"] == "endpoint" and run.manifest["protocols"] == [LOGLIKELIHOOD, GENERATION]
     assert run.manifest["asked"]["engine"] == "endpoint"
 
+    service.faults = []
+    service.asked.clear()
+    again = evaluate(address, tokenizer=str(files), **asked)
+    assert again.path == run.path and {record.error for record in again.records()} == {""}, "what failed is asked again"
+    prompts = [service.text_of(body) for _, body, _ in service.asked]
+    assert any("Item 4" in prompt for prompt in prompts) and not any("Item 1" in prompt for prompt in prompts)
+
 
 def test_a_run_goes_on_where_the_server_left_it(
     service: Service, files: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

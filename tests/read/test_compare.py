@@ -79,13 +79,16 @@ def test_everything_unpaired_is_listed_with_its_reason(handmade, compared):
         record("a", "4", LL, 0.0, status=Status.REFUSED),
         record("a", "5", LL, 0.0, metric="acc_norm"),
         record("a", "9", LL, 0.0),
+        record("a", "10", LL, 1.0, gold="another"),
     ]
+    teacher.append(record("a", "10", LL, 1.0))
     comparison = compared(teacher, student)
     assert reasons(comparison) == {
         (LL, "prompt differs", ("2",)),
         (LL, "student's record is errored", ("3",)),
         (LL, "student's record is refused", ("4",)),
         (LL, "metric differs", ("5",)),
+        (LL, "reference answer differs", ("10",)),
         (LL, "only in the teacher's run", ("6",)),
         (LL, "only in the student's run", ("9",)),
         ("hidden gap", "paired by log-likelihood only", ("0", "1")),
@@ -93,8 +96,8 @@ def test_everything_unpaired_is_listed_with_its_reason(handmade, compared):
     (row,) = comparison.tasks
     assert row.loglikelihood.gap.n == 2
     assert row.loglikelihood.student.score.value == 0
-    assert row.loglikelihood.student.statuses == {"errored": 1, "refused": 1, "scored": 5}
-    assert row.loglikelihood.student.coverage == pytest.approx(5 / 7)
+    assert row.loglikelihood.student.statuses == {"errored": 1, "refused": 1, "scored": 6}
+    assert row.loglikelihood.student.coverage == pytest.approx(6 / 8)
     assert comparison.overall is None
     assert "no hidden gap" in comparison.headline()
 

@@ -6,7 +6,7 @@ from perplexity_lies.compare import compare_runs
 from perplexity_lies.errors import UsageError
 from perplexity_lies.gap import BOOTSTRAP, NO_INTERVAL, Estimate
 from perplexity_lies.gate import Outcome, decide, judge
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD
+from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, Status
 
 LL, GEN = LOGLIKELIHOOD, GENERATION
 
@@ -64,6 +64,43 @@ def test_pass(compared):
     verdict = decide(compared({"a": (right(360), right(358))}), 3.0)
     assert (verdict.outcome, verdict.exit_code) == (Outcome.PASS, 0)
     assert [row.task for row in verdict.rows] == ["a", "overall"]
+
+
+def unmeasured(handmade, tmp_path, lost, losing="b"):
+    """Two tasks on which both sides are all right, but that `lost` of 200 replies of the student were never had."""
+
+    def run(name, lose):
+        records = [
+            handmade.record(task, f"{i:03}", protocol, float(not gone), **({"status": Status.ERRORED} if gone else {}))
+            for task in "ab"
+            for protocol in (LL, GEN)
+            for i in range(200)
+            for gone in [lose and task == losing and protocol == GEN and i < lost]
+        ]
+        return handmade.write_run(tmp_path / name, records, name=name)
+
+    return decide(compare_runs(run("teacher", False), run("student", True), resamples=500), 3.0)
+
+
+@pytest.mark.parametrize(("lost", "outcome"), [(0, "pass"), (10, "pass"), (11, "inconclusive"), (200, "inconclusive")])
+def test_what_was_not_measured_has_not_passed(handmade, tmp_path, lost, outcome):
+    verdict = unmeasured(handmade, tmp_path, lost)
+    assert verdict.outcome == outcome
+    assert (f"b: {lost} of 200 items have no pair under generation" in verdict.reason) == (outcome != "pass")
+
+
+@pytest.mark.parametrize(("subjects", "outcome"), [(2, "inconclusive"), (9, "inconclusive"), (10, "pass")])
+def test_few_clusters_decide_nothing(handmade, tmp_path, subjects, outcome):
+    runs = []
+    for name, wrong in (("teacher", 0), ("student", 1)):
+        records = [
+            handmade.record("a", f"{i:03}", protocol, float(i % 200 >= wrong), subject=str(i % subjects))
+            for protocol in (LL, GEN)
+            for i in range(400)
+        ]
+        runs.append(handmade.write_run(tmp_path / name, records, name=name))
+    verdict = decide(compare_runs(*runs, resamples=500), 5.0)
+    assert verdict.outcome == outcome and ("fewer than 10 clusters" in verdict.reason) == (outcome != "pass")
 
 
 def test_regress(compared):

@@ -1,0 +1,54 @@
+"""What both protocols hold items and scores against."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from perplexity_lies.engines.base import GenerateResult
+from perplexity_lies.errors import UsageError, printable
+from perplexity_lies.protocols.base import fill, refuse_scale
+from perplexity_lies.protocols.generation import Asked, _record
+from perplexity_lies.records import Status
+
+
+@pytest.mark.parametrize("template", ["{{ ind + '' }}", "{{ ind / 0 }}", "{{ nothing }}", "{{ ind"])
+def test_a_template_that_does_not_fit_is_told(template: str) -> None:
+    with pytest.raises(UsageError, match="does not fit the item"):
+        fill(template, {"ind": 3}, "task 'a'")
+
+
+@pytest.mark.parametrize("score", [-3.2, 1.01, float("nan"), 20.0])
+def test_a_metric_on_another_scale_is_refused(score: float) -> None:
+    refuse_scale("a", "generation", "acc", 1.0)
+    with pytest.raises(UsageError, match="not a score between 0 and 1"):
+        refuse_scale("lambada", "loglikelihood", "perplexity", score)
+
+
+def record_of(score: dict[str, Any]) -> Any:
+    reply = GenerateResult(key="k", text="9^9^9", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+    api: Any = SimpleNamespace(answer=lambda messages: reply, rounding_margin=0.0)
+    task: Any = SimpleNamespace(name="gsm8k", generation=SimpleNamespace(metric="acc"))
+    asked = Asked(subset="s", index=0, item="i", subject="", messages=[{"role": "user", "content": "q"}], target="1")
+    return _record(asked, {"sample_score": {"score": score}}, api, task, 0)
+
+
+def test_a_reply_that_evalscope_cannot_score_is_that_items_own() -> None:
+    """evalscope leaves a metric that raised, or ran out of time, out of the values and says so in the status."""
+    from evalscope.api.metric import Score
+    from evalscope.api.metric.scorer import ScoreStatus
+
+    lost = Score(status=ScoreStatus.EXCLUDED, metadata={"acc": "error: timed out"}).model_dump(mode="json")
+    record = record_of(lost)
+    assert (record.status, record.score) == (Status.ERRORED, 0.0) and "timed out" in record.error
+    assert record_of(Score(value={"acc": 1.0}, extracted_prediction="1").model_dump(mode="json")).score == 1.0
+    with pytest.raises(UsageError, match="gives no metric 'acc'"):
+        record_of(Score(value={"exact": 1.0}).model_dump(mode="json"))
+
+
+def test_control_characters_are_spelled_out() -> None:
+    error = UsageError("a\x1b[2Jb", found="c\x07\u009b", mend="line\n\ttab")
+    assert str(error) == "a\\x1b[2Jb\n  found: c\\x07\\x9b\n  try  : line\n\ttab"
+    assert printable("plain − “text” 文") == "plain − “text” 文"
