@@ -254,7 +254,8 @@ class Workshop:
             )
         if named == 0:
             return Selection((), {})
-        path = self.directory / "stages" / f"selection-{digest(key, named, recipe.student.selection_batches)}.json"
+        led_here = digest(key, mixer_name(recipe.student.mixer), named, recipe.student.selection_batches)
+        path = self.directory / "stages" / f"selection-{led_here}.json"
         if path.exists():
             kept, scored = json.loads(path.read_text(encoding="utf-8"))
             return Selection(tuple(kept), {tuple(layer_set): kl for layer_set, kl in scored})

@@ -105,6 +105,7 @@ def test_a_grid_shares_its_stages_and_continues(toy: list[str], tmp_path: Path) 
     per_seed = {"align-qk": 1, "align-mixer": 1, "distil": 2, "instruct": 3}
     for stage, count in per_seed.items():
         assert len(list((tmp_path / "stages").glob(f"{stage}-*"))) == 2 * count
+    assert len(list((tmp_path / "stages").glob("selection-*"))) == 2 * 2, "a selection for each mixer"
     trained = [*(tmp_path / "stages").rglob("*"), *(tmp_path / "arms").rglob("*")]
     states = {path: path.stat().st_mtime_ns for path in trained if path.is_file()}
     assert run_grid(grid, tmp_path, **asked) == found
