@@ -32,6 +32,7 @@ from perplexity_lies.engines.base import (
     ScoreRequest,
     ScoreResult,
 )
+from perplexity_lies.engines.loading import kernels_for
 from perplexity_lies.engines.torch import TorchEngine
 from perplexity_lies.errors import MissingError
 from perplexity_lies.evaluate import evaluate
@@ -74,7 +75,7 @@ def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     def build(family: str, seed: int = 0) -> Path:
         if (family, seed) not in built:
             path = built[family, seed] = root / f"{family}-{seed}"
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), kernels_for(torch.device("cpu")):
                 torch.manual_seed(seed)
                 model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]())
                 for name, weight in model.named_parameters():

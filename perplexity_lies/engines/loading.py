@@ -61,7 +61,7 @@ def resolve_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _kernels_for(device: torch.device) -> Iterator[None]:
+def kernels_for(device: torch.device) -> Iterator[None]:
     """On a CPU, hide the libraries whose GPU kernels transformers binds when it first imports a linear-attention model.
 
     They import without a GPU and fail when called; hidden, transformers takes its own PyTorch code.
@@ -103,7 +103,7 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.P
     dtype = resolve_dtype(options.dtype, device, checkpoint.dtype)
     register_student(checkpoint.model_type)
     try:
-        with _kernels_for(device):
+        with kernels_for(device):
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 checkpoint.path,
                 dtype=dtype,

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from perplexity_lies.engines.base import ScoreRequest
+from perplexity_lies.engines.loading import kernels_for
 
 VOCABULARY = 97
 CONTEXT_TOKENS = 256
@@ -83,7 +84,7 @@ def random_model() -> Callable[[str], Any]:
 
     def build(family: str) -> Any:
         if family not in built:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), kernels_for(torch.device("cpu")):  # fla may be installed, for a GPU
                 torch.manual_seed(0)
                 built[family] = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
         return built[family]

@@ -138,9 +138,9 @@ def test_gpu_kernels_that_import_without_a_gpu_are_not_bound(tmp_path: Path) -> 
     )
     script = textwrap.dedent("""
         import sys, torch, transformers
-        from perplexity_lies.engines.loading import _kernels_for
+        from perplexity_lies.engines.loading import kernels_for
         import contextlib
-        guard = _kernels_for(torch.device("cpu")) if sys.argv[1] == "guarded" else contextlib.nullcontext()
+        guard = kernels_for(torch.device("cpu")) if sys.argv[1] == "guarded" else contextlib.nullcontext()
         with guard:
             config = transformers.Qwen3NextConfig(
                 vocab_size=50, hidden_size=32, num_hidden_layers=2, intermediate_size=48, num_attention_heads=4,
