@@ -1,6 +1,6 @@
 """An offline mirror of datasets in hub layout: where a dataset lies in it, and what its files are.
 
-`plies` never downloads a dataset: one that is missing is named with the command that fetches it. Knows nothing of suites.
+The harness never downloads a dataset: one that is missing is named with the command that fetches it. Knows nothing of suites.
 """
 
 from __future__ import annotations
