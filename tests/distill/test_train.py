@@ -52,7 +52,7 @@ from suites.miniature.world import vocabulary
 model = new_teacher(TINY_TEACHER, build_tokenizer(vocabulary()), seed=0)
 class Slow(NextToken):
     def terms(self, batch, give):
-        time.sleep(0.01)
+        time.sleep(0.03)
         super().terms(batch, give)
 train(STAGE, model, lambda name: True, Slow(model), tiny_stream(), Path(sys.argv[2]))
 torch.save(model.state_dict(), sys.argv[3])
@@ -108,7 +108,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) ->
     plain, killed = tmp_path / "plain", tmp_path / "killed"
     worker = start_worker(plain, tmp_path / "plain.pt")
     assert worker.wait() == 0, worker.stderr and worker.stderr.read().decode()
-    for steps in (6, 15):
+    for steps in (6, 12):
         worker = start_worker(killed, tmp_path / "killed.pt")
         while worker.poll() is None:
             if steps_saved(killed) >= steps:
