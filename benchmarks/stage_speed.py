@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM
 from distill.data import Stream, Tokens
 from distill.muon import make_optimisers
 from distill.plan import DEVICES, Plan, plan
-from distill.recipe import Recipe, StageConfig, load_recipe
+from distill.recipe import Recipe, StageConfig
+from distill.recipe_file import load_recipe
 from distill.shapes import kept_layers
 from distill.stages import loss_in, trainable_in
 from distill.students.convert import assembled, new_student

@@ -27,7 +27,8 @@ from distill.effects import Effect, effect
 from distill.export import export_checkpoint
 from distill.measure import GENERATION, LOGLIKELIHOOD, PROTOCOLS, Measure, Scores, by_item, percent
 from distill.pipeline import Aligned, Teacher, Workshop, digest, mixer_name, write_json
-from distill.recipe import Recipe, build_recipe, built, overlaid, read_bundled, read_recipe
+from distill.recipe import Recipe
+from distill.recipe_file import build_recipe, built, overlaid, read_bundled, read_recipe
 from perplexity_lies.errors import UsageError, nearest
 
 SEED_STRIDE = 1000

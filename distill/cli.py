@@ -92,7 +92,7 @@ def run(
     threads: ThreadsOption = 1,
 ) -> None:
     """Make a student; the same command after an interruption continues. Under torchrun, every process runs it."""
-    from distill.recipe import load_recipe
+    from distill.recipe_file import load_recipe
 
     chosen = [f"select_by={select_by}"] if select_by else []
     parsed = load_recipe(recipe, [*_settings(teacher, settings), *chosen])
@@ -132,7 +132,7 @@ def plan(
 
     from distill.plan import plan as make_plan
     from distill.plan import render_plan, shares_from
-    from distill.recipe import load_recipe
+    from distill.recipe_file import load_recipe
 
     shares = None if measured is None else shares_from(measured)
     Console().print(render_plan(make_plan(load_recipe(recipe, _settings(teacher, settings)), device, shares)))
@@ -155,7 +155,7 @@ def ablate(
     from rich.console import Console
 
     from distill.ablate import load_grid, render, run_grid
-    from distill.recipe import load_recipe
+    from distill.recipe_file import load_recipe
     from perplexity_lies.errors import UsageError
 
     asked = load_grid(grid)

@@ -29,7 +29,8 @@ from distill.data import Batch, Stream, open_documents
 from distill.distributed import is_first, shard, wait_for_all
 from distill.export import export_checkpoint, load_exported
 from distill.measure import PROTOCOLS, Measure, Point, Scores, best_point, percent
-from distill.recipe import LAYER_PLANS, Recipe, StageConfig, StudentConfig, TeacherConfig, read_recipe
+from distill.recipe import LAYER_PLANS, Recipe, StageConfig, StudentConfig, TeacherConfig
+from distill.recipe_file import read_recipe
 from distill.report import write_report
 from distill.selection import Selection, select_layers
 from distill.stages import StageLoss, loss_in, mean_kl, trainable_in

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from distill.plan import DEVICES, CachePlan, Scales, plan, render_plan, shares_from, stage_flops
-from distill.recipe import Recipe, StudentConfig, load_recipe
+from distill.recipe import Recipe, StudentConfig
+from distill.recipe_file import load_recipe
 from distill.shapes import KNOWN, kept_layers, layer_cost, teacher_shape, weights_of, with_attention
 from distill.students.convert import group_of, student_config
 from distill.students.hybrid import HybridConfig, HybridForCausalLM
