@@ -46,7 +46,7 @@ class Point:
     tokens: int
     """Tokens that stages 3 have seen up to here."""
     kl: float
-    """Mean KL(teacher || student) on held-out completions, nats per token."""
+    """Mean KL(teacher || student) on the pipeline's `held_batches`, nats per token."""
     scores: dict[str, float]
     """Protocol -> percent of items; empty when nothing measures."""
     checkpoint: str

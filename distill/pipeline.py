@@ -47,7 +47,7 @@ from suites.miniature.catalogue import all_items
 from suites.miniature.world import vocabulary
 
 HELD_SEED = 999_983
-"""Data seed of the documents on which layer sets and checkpoints are scored and stages checked; no stage trains on it."""
+"""Data seed of `held_batches`, on which layer sets and checkpoints are scored and stages checked; no stage trains with it."""
 
 
 @dataclass(frozen=True, slots=True)

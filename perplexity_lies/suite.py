@@ -209,12 +209,18 @@ def _task(raw: Any, index: int, path: Path) -> TaskSpec:
             found=f"keys: {', '.join(task['generation'])}",
             mend="evalscope: arc",
         )
-    if not (spec.loglikelihood.item and spec.generation.item):
-        raise UsageError(
-            f"{where}: both blocks need `item`, which says how an item is recognised",
-            found=f"none under {'generation' if spec.loglikelihood.item else 'loglikelihood'}",
-            mend='item: "{{ question }}"',
-        )
+    wanted = {
+        "item": ("says how an item is recognised", '"{{ question }}"'),
+        "dataset": ("says what is asked", "allenai/ai2_arc"),
+    }
+    for key, (why, example) in wanted.items():
+        without = [block for block in ("loglikelihood", "generation") if not getattr(getattr(spec, block), key)]
+        if without:
+            raise UsageError(
+                f"{where}: both blocks need `{key}`, which {why}",
+                found=f"none under {' and '.join(without)}",
+                mend=f"{key}: {example}",
+            )
     return spec
 
 

@@ -123,6 +123,7 @@ MALFORMED: dict[str, tuple[list[Any], str, str]] = {
     "both_lm_eval": ([stock("loglikelihood", lm_eval_file="x.yaml")], "one of `lm_eval` and", "lm_eval:"),
     "neither_lm_eval": ([stock("loglikelihood", drop="lm_eval")], "one of `lm_eval` and", "lm_eval:"),
     "no_item": ([stock(drop="item")], "need `item`", "item:"),
+    "no_dataset": ([stock(drop="dataset")], "need `dataset`", "dataset:"),
     "no_evalscope": ([stock(drop="evalscope")], "needs `evalscope`", "evalscope: arc"),
     "no_metric": ([stock(drop="metric")], "lacks `metric`", "metric: ..."),
     "no_generation": ([{k: v for k, v in STOCK.items() if k != "generation"}], "lacks `generation:`", "generation:"),
