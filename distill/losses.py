@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Most of one [chunk, vocabulary] tensor of float32; teacher's and student's are alive at a time."""
 BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**29}
 """The same of a block of a chunk's rows, on which softmaxes are made with one more: on a CPU, what stays in its cache."""
@@ -35,9 +35,9 @@ class _Form:
 
 
 def rows_within(budget: dict[str, int], vocabulary: int, device: torch.device) -> int:
-    """Rows of float32 logits that the budget allows on this kind of device: whole 64s where it can be, at least one."""
+    """Rows of float32 logits that the budget allows on this kind of device: whole 32s where it can be, at least one."""
     rows = budget.get(device.type, budget["cuda"]) // (4 * vocabulary)
-    return rows // 64 * 64 or max(1, rows)
+    return rows // 32 * 32 or max(1, rows)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

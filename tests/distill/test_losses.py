@@ -154,5 +154,5 @@ def test_rows_without_a_number_are_not_hidden() -> None:
 
 def test_chunks_grow_as_vocabularies_shrink() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert rows_within(CHUNK_BYTES, 151_936, cpu) == 192 and rows_within(CHUNK_BYTES, 151_936, gpu) == 832
+    assert rows_within(CHUNK_BYTES, 151_936, cpu) == 96 and rows_within(CHUNK_BYTES, 151_936, gpu) == 864
     assert rows_within(CHUNK_BYTES, 10**9, cpu) == 1 and rows_within(BLOCK_BYTES, 151_936, cpu) == 6
