@@ -6,6 +6,7 @@ replies end after about a hundred tokens, some early, some never: the spread tha
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +31,9 @@ KEPT = {10: (0, 4, 8), 4: (0,), 28: (0, 2, 6, 11, 13, 18, 21)}
 
 
 def build(folder: Path, shape: str, *, hybrid: bool, vocabulary: int, hub: Path, dtype: str = "float32") -> Path:
-    """A checkpoint directory of random weights, the same at every call; built once."""
-    if (folder / "config.json").exists():
+    """A checkpoint directory of random weights, the same at every call; built once, and again where the code has changed."""
+    marker, source = folder / "built-from", _source()
+    if marker.exists() and marker.read_text() == source:
         return folder
     import torch
     import transformers
@@ -57,7 +59,16 @@ def build(folder: Path, shape: str, *, hybrid: bool, vocabulary: int, hub: Path,
     model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    marker.write_text(source)
     return folder
+
+
+def _source() -> str:
+    """Digest of the code that makes a checkpoint."""
+    import distill.students
+
+    files = [Path(__file__), *sorted(Path(distill.students.__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _tokenizer(hub: Path) -> Any:
