@@ -1,4 +1,4 @@
-"""Memory and time of stage 3's loss at Qwen3's vocabulary: chunked (`distill.losses`) against the plain computation.
+"""Memory and time of stage 3's loss at Qwen3's vocabulary: chunked (`distill.training.losses`) against the plain computation.
 
     python benchmarks/kl_chunked.py
 
@@ -24,7 +24,7 @@ import torch
 from _provenance import provenance
 from torch import Tensor
 
-from distill.losses import chunked_kl
+from distill.training.losses import chunked_kl
 
 VOCABULARY = 151_936
 ROUNDS, PROCESSES = 2, 5

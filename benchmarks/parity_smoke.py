@@ -21,10 +21,10 @@ from typing import Any
 
 from _provenance import provenance
 
-from perplexity_lies.evaluate import evaluate
+from perplexity_lies.catalogue.suite import Suite, TaskSpec, load_suite
 from perplexity_lies.protocols.base import item_name
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, ItemRecord
-from perplexity_lies.suite import Suite, TaskSpec, load_suite
+from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, ItemRecord
+from perplexity_lies.run import evaluate
 
 NATS = 1e-3
 """Largest difference of a continuation's log-likelihood that counts as equal."""

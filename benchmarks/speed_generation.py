@@ -69,7 +69,7 @@ def side(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plies(asked: dict[str, Any]) -> Callable[[list[str]], list[str]]:
-    from perplexity_lies.checkpoint import resolve
+    from perplexity_lies.checkpoint.lookup import resolve
     from perplexity_lies.engines.base import EngineOptions, GenerateRequest
     from perplexity_lies.engines.torch import TorchEngine
 

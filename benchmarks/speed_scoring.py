@@ -132,16 +132,16 @@ def side(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plies(asked: dict[str, Any]) -> tuple[Any, Any]:
-    from perplexity_lies.checkpoint import resolve
+    from perplexity_lies.catalogue.mirror import Mirror
+    from perplexity_lies.checkpoint.lookup import resolve
     from perplexity_lies.engines.base import EngineOptions, ScoreRequest
     from perplexity_lies.engines.prefix_tree import computed_tokens
     from perplexity_lies.engines.scoring import TreeScorer
     from perplexity_lies.engines.torch import TorchEngine
-    from perplexity_lies.mirror import Mirror
     from perplexity_lies.progress import Reporter
     from perplexity_lies.protocols.base import Context
     from perplexity_lies.protocols.loglikelihood import EngineLM
-    from perplexity_lies.store import Journal
+    from perplexity_lies.record.store import Journal
 
     engine = TorchEngine(resolve(asked["checkpoint"]), EngineOptions(device=asked["device"], dtype=asked["dtype"]))
     engine.threads = asked["threads"]

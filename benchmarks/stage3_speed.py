@@ -30,11 +30,11 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from distill.data import Batch, Stream, Tokens
-from distill.muon import make_optimisers
-from distill.recipe import StageConfig, StudentConfig
-from distill.stages import loss_in, trainable_in
+from distill.recipe.settings import StageConfig, StudentConfig
 from distill.students.convert import assembled, new_student
-from distill.train import clip, loss_and_gradients
+from distill.training.muon import make_optimisers
+from distill.training.stages import loss_in, trainable_in
+from distill.training.train import clip, loss_and_gradients
 
 VOCABULARY, ROWS, LENGTH, DOCUMENT_TOKENS = 32_768, 8, 256, 128
 STEPS = 4

@@ -23,14 +23,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from distill.data import Stream, Tokens
-from distill.muon import make_optimisers
-from distill.plan import DEVICES, Plan, plan
-from distill.recipe import Recipe, StageConfig
-from distill.recipe_file import load_recipe
-from distill.shapes import kept_layers
-from distill.stages import loss_in, trainable_in
+from distill.plan.cost import DEVICES, Plan, plan
+from distill.plan.shapes import kept_layers
+from distill.recipe.files import load_recipe
+from distill.recipe.settings import Recipe, StageConfig
 from distill.students.convert import assembled, new_student
-from distill.train import clip, loss_and_gradients
+from distill.training.muon import make_optimisers
+from distill.training.stages import loss_in, trainable_in
+from distill.training.train import clip, loss_and_gradients
 
 WARM_UP, STEPS = 2, 5
 RECIPES = {"cpu": ("miniature", ["teacher=builtin:teacher"]), "cuda": ("gendistill-qwen3-0.6b", [])}

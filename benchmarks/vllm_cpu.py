@@ -57,7 +57,7 @@ def build(folder: Path) -> Path:
     import torch
     import transformers
 
-    from perplexity_lies.checkpoint import EMBEDDED
+    from perplexity_lies.checkpoint.lookup import EMBEDDED
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED / "teacher")
     end = tokenizer.eos_token_id
@@ -76,9 +76,9 @@ def build(folder: Path) -> Path:
 
 def requests_of(engine: Any, per_task: int) -> tuple[list[Any], list[Any]]:
     """Scores of every choice and greedy replies to every question of the suite's first items."""
+    from perplexity_lies.catalogue.items import read_items
+    from perplexity_lies.catalogue.suite import load_suite
     from perplexity_lies.engines.base import GenerateRequest, ScoreRequest
-    from perplexity_lies.items import read_items
-    from perplexity_lies.suite import load_suite
 
     scores, replies = [], []
     for task in load_suite("miniature").tasks:
@@ -202,7 +202,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 def measure(per_task: int, scratch: Path) -> dict[str, Any]:
     """Every engine against the torch engine."""
-    from perplexity_lies.checkpoint import resolve
+    from perplexity_lies.checkpoint.lookup import resolve
     from perplexity_lies.engines import open_engine
     from perplexity_lies.engines.base import EngineOptions
 

@@ -27,8 +27,8 @@ from distill.effects import Effect, effect
 from distill.export import export_checkpoint
 from distill.measure import GENERATION, LOGLIKELIHOOD, PROTOCOLS, Measure, Scores, by_item, percent
 from distill.pipeline import Aligned, Teacher, Workshop, digest, mixer_name, write_json
-from distill.recipe import Recipe
-from distill.recipe_file import build_recipe, built, overlaid, read_bundled, read_recipe
+from distill.recipe.files import build_recipe, built, overlaid, read_bundled, read_recipe
+from distill.recipe.settings import Recipe
 from perplexity_lies.errors import UsageError, nearest
 
 SEED_STRIDE = 1000
@@ -284,7 +284,7 @@ def render(found: Mapping[str, Any]) -> list[Table]:
 def markdown(found: Mapping[str, Any]) -> str:
     """The summary as Markdown tables."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    text = (resources.files("distill") / "ablation.md.j2").read_text(encoding="utf-8")
+    text = (resources.files("distill.pages") / "ablation.md.j2").read_text(encoding="utf-8")
     return environment.from_string(text).render(**found).strip() + "\n"
 
 

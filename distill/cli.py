@@ -52,8 +52,8 @@ def _prepared(device: str, threads: int) -> Iterator[str]:
     import torch
     from transformers.utils import logging
 
-    from distill.distributed import processes
-    from perplexity_lies.device import resolve_device
+    from distill.training.distributed import processes
+    from perplexity_lies.engines.device import resolve_device
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
@@ -92,15 +92,15 @@ def run(
     threads: ThreadsOption = 1,
 ) -> None:
     """Make a student; the same command after an interruption continues. Under torchrun, every process runs it."""
-    from distill.recipe_file import load_recipe
+    from distill.recipe.files import load_recipe
 
     chosen = [f"select_by={select_by}"] if select_by else []
     parsed = load_recipe(recipe, [*_settings(teacher, settings), *chosen])
     make: MakeMeasure = context.obj
     measure: Measure | None = None
 
-    from distill.distributed import is_first, world
     from distill.pipeline import run_recipe
+    from distill.training.distributed import is_first, world
     from perplexity_lies.errors import UsageError
 
     with _prepared(device, threads) as where:
@@ -130,9 +130,9 @@ def plan(
     """Tokens, steps, FLOPs, memory and hours of a recipe, before anything starts."""
     from rich.console import Console
 
-    from distill.plan import plan as make_plan
-    from distill.plan import render_plan, shares_from
-    from distill.recipe_file import load_recipe
+    from distill.plan.cost import plan as make_plan
+    from distill.plan.cost import render_plan, shares_from
+    from distill.recipe.files import load_recipe
 
     shares = None if measured is None else shares_from(measured)
     Console().print(render_plan(make_plan(load_recipe(recipe, _settings(teacher, settings)), device, shares)))
@@ -155,7 +155,7 @@ def ablate(
     from rich.console import Console
 
     from distill.ablate import load_grid, render, run_grid
-    from distill.recipe_file import load_recipe
+    from distill.recipe.files import load_recipe
     from perplexity_lies.errors import UsageError
 
     asked = load_grid(grid)

@@ -24,23 +24,23 @@ import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from distill.cards import write_cards
 from distill.data import Batch, Stream, open_documents
-from distill.distributed import is_first, shard, wait_for_all
 from distill.export import export_checkpoint, load_exported
 from distill.measure import PROTOCOLS, Measure, Point, Scores, best_point, percent
-from distill.recipe import LAYER_PLANS, Recipe, StageConfig, StudentConfig, TeacherConfig
-from distill.recipe_file import read_recipe
-from distill.report import write_report
-from distill.selection import Selection, select_layers
-from distill.stages import StageLoss, loss_in, mean_kl, trainable_in
-from distill.states import decisive, whole
+from distill.miniature.teacher import new_teacher
+from distill.miniature.tokenizer import build_tokenizer
+from distill.pages.cards import write_cards
+from distill.pages.report import write_report
+from distill.recipe.files import read_recipe
+from distill.recipe.settings import LAYER_PLANS, Recipe, StageConfig, StudentConfig, TeacherConfig
+from distill.selection.greedy import Selection, select_layers
 from distill.students.convert import assembled, new_student
 from distill.students.hybrid import HybridForCausalLM
-from distill.teacher import new_teacher
-from distill.tokenizer import build_tokenizer
-from distill.train import Tally, closing_loss, opening_check, train
-from perplexity_lies.checkpoint import resolve
+from distill.training.distributed import is_first, shard, wait_for_all
+from distill.training.stages import StageLoss, loss_in, mean_kl, trainable_in
+from distill.training.states import decisive, whole
+from distill.training.train import Tally, closing_loss, opening_check, train
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.errors import UsageError
 from perplexity_lies.progress import Reporter
 from suites.miniature.catalogue import all_items
@@ -400,7 +400,7 @@ def run_recipe(
     """Makes `directory/student` (and `teacher`) with cards and a report; returns scores by checkpoint.
 
     Calling it again on the same directory continues an interrupted run. `report_to` names trackers beside the stages' own
-    `metrics.jsonl` (`distill.metrics.WRITERS`); `sharded` spreads the student over torchrun's processes in stages 3 (FSDP2).
+    `metrics.jsonl` (`training.metrics.WRITERS`); `sharded` spreads the student over torchrun's processes in stages 3 (FSDP2).
     Raises UsageError when the directory belongs to another recipe, TrainingError when a stage diverges or does not find what
     the last one left.
     """

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from perplexity_lies.compare import compare_runs
-from perplexity_lies.comparison import Comparison
-from perplexity_lies.evaluate import evaluate
+from perplexity_lies.read.compare import compare_runs
+from perplexity_lies.read.comparison import Comparison
+from perplexity_lies.run import evaluate
 
 __all__ = ["compare", "evaluate"]
 

@@ -25,10 +25,10 @@ from perplexity_lies.errors import (
     from_table,
     printable,
 )
-from perplexity_lies.store import run_key
+from perplexity_lies.record.store import run_key
 
 if TYPE_CHECKING:
-    from perplexity_lies.comparison import Comparison
+    from perplexity_lies.read.comparison import Comparison
 
 GUESTS = {
     "html": "reports.html:write",
@@ -122,7 +122,7 @@ def evaluate(
     trust_remote_code: RemoteOption = False,
 ) -> None:
     """Measure one CHECKPOINT under both protocols into a run directory."""
-    from perplexity_lies.evaluate import evaluate as run_one
+    from perplexity_lies.run import evaluate as run_one
 
     run = run_one(
         checkpoint, suite=suite, data=data, out=out, limit=limit, engine=engine, tokenizer=tokenizer, protocol=protocol,
@@ -137,8 +137,8 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for comparison.json and report.html.")] = None,
 ) -> None:
     """Make table and HTML report again, from a comparison or from two runs; needs neither torch nor the checkpoints."""
-    from perplexity_lies.compare import compare_runs
-    from perplexity_lies.comparison import load_comparison
+    from perplexity_lies.read.compare import compare_runs
+    from perplexity_lies.read.comparison import load_comparison
 
     if len(paths) == 1:
         file = paths[0] / "comparison.json" if paths[0].is_dir() else paths[0]
@@ -159,8 +159,8 @@ def gate(
     margin: Annotated[float, typer.Option("--margin", help="Largest generation loss allowed, in percentage points.")],
 ) -> None:
     """Exit 0 when the student's generation gap is surely within the margin, 1 when surely not, 4 when nobody can say."""
-    from perplexity_lies.comparison import load_comparison
-    from perplexity_lies.gate import decide
+    from perplexity_lies.read.comparison import load_comparison
+    from perplexity_lies.read.gate import decide
 
     verdict = decide(load_comparison(comparison), margin)
     typer.echo(printable(f"{verdict.outcome}: {verdict.reason}"))
@@ -172,8 +172,8 @@ def suites(
     name: Annotated[str | None, typer.Argument(help="One suite, in full.")] = None, data: DataOption = None
 ) -> None:
     """List the suites, or show one: its tasks, protocol settings, and datasets."""
-    from perplexity_lies.mirror import open_mirror
-    from perplexity_lies.suite import catalogue, load_suite
+    from perplexity_lies.catalogue.mirror import open_mirror
+    from perplexity_lies.catalogue.suite import catalogue, load_suite
 
     if name is None:
         for known in catalogue():

@@ -25,7 +25,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perplexity_lies.checkpoint import BUILTINS, resolve
+from perplexity_lies.checkpoint.lookup import BUILTINS, resolve
 from perplexity_lies.errors import EXIT_MISSING, MissingError, PliesError
 
 DISTRIBUTION = "perplexity-lies"

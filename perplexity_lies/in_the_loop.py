@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from perplexity_lies.records import UNMEASURED
+from perplexity_lies.record.records import UNMEASURED
 
 Measured = dict[str, dict[str, dict[str, Any]]]
 """Task -> protocol -> {"items": {item: score in [0, 1]}, "statuses": {status: records}}."""
@@ -25,9 +25,9 @@ def measurer(
     Runs go to `out/runs`, where the same weights are not asked twice. Raises UsageError or MissingError at once when the
     suite or its data are not there; the function itself raises what `evaluate` raises.
     """
-    from perplexity_lies.evaluate import evaluate
-    from perplexity_lies.mirror import open_mirror
-    from perplexity_lies.suite import load_suite
+    from perplexity_lies.catalogue.mirror import open_mirror
+    from perplexity_lies.catalogue.suite import load_suite
+    from perplexity_lies.run import evaluate
 
     mirror = open_mirror(data)
     for name in load_suite(suite).datasets:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from perplexity_lies.comparison import Comparison, TaskRow, interval, signed
-from perplexity_lies.gap import Estimate
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD
+from perplexity_lies.read.comparison import Comparison, TaskRow, interval, signed
+from perplexity_lies.read.stats.bootstrap import Estimate
+from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD
 
 COLOURS = {LOGLIKELIHOOD: "#2f8fd0", GENERATION: "#d9601a", "hidden gap": "#8b6fc4"}
 SYMBOLS = {LOGLIKELIHOOD: "circle", GENERATION: "square", "hidden gap": "diamond"}

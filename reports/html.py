@@ -18,8 +18,8 @@ from typing import Any
 import jinja2
 import plotly.offline
 
-from perplexity_lies.comparison import Comparison, TaskRow, interval, rounded, signed
-from perplexity_lies.gap import RULE_OF_THREE, Estimate
+from perplexity_lies.read.comparison import Comparison, TaskRow, interval, rounded, signed
+from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE, Estimate
 from reports import figures
 
 TEMPLATES = Path(__file__).parent / "templates"

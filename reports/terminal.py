@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from perplexity_lies.comparison import Caution, Comparison, ProtocolRow, TaskRow, interval, signed
 from perplexity_lies.errors import printable
-from perplexity_lies.gap import RULE_OF_THREE, Estimate
+from perplexity_lies.read.comparison import Caution, Comparison, ProtocolRow, TaskRow, interval, signed
+from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE, Estimate
 
 TASK_COLUMNS = 20
 """Longer names fold."""

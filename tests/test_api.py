@@ -66,7 +66,7 @@ def test_second_call_reads_and_loads_no_engine(
     def never(*_: Any) -> None:
         raise AssertionError("an engine was opened")
 
-    module = importlib.import_module("perplexity_lies.evaluate")
+    module = importlib.import_module("perplexity_lies.run")
     monkeypatch.setattr(module, "open_engine", never)
     found, out = compared
     again = plies.compare(*pair, suite=suite, out=out, device="cpu", quiet=True)
@@ -98,15 +98,15 @@ def test_checkpoint_against_itself_has_no_gap(suite: Path, pair: tuple[str, str]
 
 def test_function_stays_when_the_module_of_its_name_is_imported() -> None:
     function = plies.compare
-    module = importlib.import_module("perplexity_lies.compare")
+    module = importlib.import_module("perplexity_lies.read.compare")
     assert isinstance(module, types.ModuleType) and callable(function)
     assert plies.compare is function and not isinstance(plies.compare, types.ModuleType)
-    importlib.import_module("perplexity_lies.evaluate")
+    importlib.import_module("perplexity_lies.run")
     assert callable(plies.evaluate) and not isinstance(plies.evaluate, types.ModuleType)
     assert evaluate_function is plies.evaluate
 
 
-@pytest.mark.parametrize("first", ["perplexity_lies.compare", "perplexity_lies.evaluate", "perplexity_lies.api"])
+@pytest.mark.parametrize("first", ["perplexity_lies.read.compare", "perplexity_lies.run", "perplexity_lies.api"])
 def test_function_is_found_whichever_module_is_imported_first(first: str) -> None:
     import subprocess
     import sys
@@ -117,7 +117,7 @@ def test_function_is_found_whichever_module_is_imported_first(first: str) -> Non
         "print(plies.compare.__module__, plies.evaluate.__module__, compare is plies.compare, callable(evaluate))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.stdout.split() == ["perplexity_lies.api", "perplexity_lies.evaluate", "True", "True"], ran.stderr
+    assert ran.stdout.split() == ["perplexity_lies.api", "perplexity_lies.run", "True", "True"], ran.stderr
 
 
 def test_every_name_of_the_front_door_is_there() -> None:

@@ -13,8 +13,8 @@ import yaml
 
 import perplexity_lies as plies
 from distill.students import hybrid
-from perplexity_lies.checkpoint import resolve
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, ItemRecord
+from perplexity_lies.checkpoint.lookup import resolve
+from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, ItemRecord
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 12

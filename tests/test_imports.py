@@ -16,28 +16,28 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("perplexity_lies", "suites", "reports", "distill")
 
 VIOLATIONS = {
-    "suites-alone": ("suites/__init__.py", "import perplexity_lies.records"),
-    "guests-by-name": ("perplexity_lies/gap.py", "def f():\n    import distill"),
+    "suites-alone": ("suites/__init__.py", "import perplexity_lies.record.records"),
+    "guests-by-name": ("perplexity_lies/read/stats/bootstrap.py", "def f():\n    import distill"),
     "guests-apart": ("reports/terminal.py", "import distill"),
-    "wings": ("perplexity_lies/gate.py", "from perplexity_lies import checkpoint"),
+    "wings": ("perplexity_lies/read/gate.py", "from perplexity_lies import checkpoint"),
     "read-wing-light": ("reports/terminal.py", "def f():\n    from transformers import AutoTokenizer"),
-    "checkpoint-light": ("perplexity_lies/preflight.py", "import torch"),
-    "lm-eval-door": ("perplexity_lies/evaluate.py", "def f():\n    import lm_eval.api"),
+    "checkpoint-light": ("perplexity_lies/checkpoint/preflight.py", "import torch"),
+    "lm-eval-door": ("perplexity_lies/run.py", "def f():\n    import lm_eval.api"),
     "evalscope-door": ("perplexity_lies/protocols/loglikelihood.py", "import evalscope"),
     "vllm-door": ("perplexity_lies/engines/torch.py", "import vllm"),
     "fla-door": ("distill/__init__.py", "import fla"),
     "no-circles": ("perplexity_lies/errors.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
-                   "    import perplexity_lies.gap\n    import perplexity_lies.compare"),
+                   "    import perplexity_lies.read.stats.bootstrap\n    import perplexity_lies.read.compare"),
 }  # fmt: skip
 """Contract -> a file and what, written at its end, breaks the contract. Imports in functions and for types count."""
 
 HEAVY = ("torch", "transformers", "lm_eval", "evalscope", "datasets")
-READ_WING = ("errors", "records", "store", "gap", "compare", "gate")
+READ_WING = ("errors", "record.records", "record.store", "read.stats.bootstrap", "read.compare", "read.gate")
 LIGHT_MODULES = (
     *PACKAGES,
     "perplexity_lies.cli",
     "perplexity_lies.doctor",
-    "perplexity_lies.checkpoint",
+    "perplexity_lies.checkpoint.lookup",
     *(f"perplexity_lies.{module}" for module in READ_WING),
 )
 

@@ -19,7 +19,8 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 sys.path[:0] = sys.argv[1:3]
-for name in ("errors", "records", "store", "gap", "comparison", "pairing", "cautions", "compare", "gate"):
+for name in ("errors", "record.records", "record.store", "read.stats.bootstrap", "read.comparison", "read.pairing",
+             "read.cautions", "read.compare", "read.gate"):
     importlib.import_module(f"perplexity_lies.{name}")
 assert "pandas" not in sys.modules, "pandas is imported before a frame is asked for"
 for name in ("terminal", "figures", "html", "screenshot"):
@@ -27,8 +28,8 @@ for name in ("terminal", "figures", "html", "screenshot"):
 
 import handmade
 from rich.console import Console
-from perplexity_lies.compare import compare_runs, load_comparison
-from perplexity_lies.gate import decide
+from perplexity_lies.read.compare import compare_runs, load_comparison
+from perplexity_lies.read.gate import decide
 from reports import html, terminal
 
 folder = Path(sys.argv[3])

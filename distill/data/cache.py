@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.data.encode import NO_COMPLETION, Conversations, Encode, text_encoder, tokenizer_digest
 from distill.data.packing import Tokens
 from distill.data.rows import Source, lookup, open_source
-from distill.recipe import DataConfig
+from distill.recipe.settings import DataConfig
 from perplexity_lies.errors import UsageError
 from perplexity_lies.progress import Reporter
 

@@ -17,8 +17,8 @@ from distill.data.cache import Corpus, TokenCache
 from distill.data.encode import Conversations, Encoder, text_encoder
 from distill.data.order import interleaved, shuffled
 from distill.data.packing import Tokens
-from distill.recipe import DataConfig
-from distill.tokenizer import SPECIAL_TOKENS
+from distill.miniature.tokenizer import SPECIAL_TOKENS
+from distill.recipe.settings import DataConfig
 from perplexity_lies.errors import UsageError
 from perplexity_lies.progress import Reporter
 from suites.miniature.stream import Document, make_document

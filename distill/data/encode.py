@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.packing import Tokens
-from distill.tokenizer import ASSISTANT, BOS, EOS, PAD, UNKNOWN, USER
+from distill.miniature.tokenizer import ASSISTANT, BOS, EOS, PAD, UNKNOWN, USER
 from perplexity_lies.errors import MissingError, UsageError
 from suites.miniature.stream import Document
 

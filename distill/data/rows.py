@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from distill.recipe import DataConfig
+from distill.recipe.settings import DataConfig
 from perplexity_lies.errors import MissingError, UsageError, from_table, nearest
 
 Row = tuple[str, Mapping[str, Any]]

@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from distill.recipe import StudentConfig
+from distill.recipe.settings import StudentConfig
 from distill.students.hybrid import ATTENTION, MIXERS, HybridConfig, HybridForCausalLM
 from perplexity_lies.errors import UsageError, nearest
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from perplexity_lies.errors import UsageError, from_table, nearest
 
 if TYPE_CHECKING:
-    from perplexity_lies.checkpoint import Checkpoint
+    from perplexity_lies.checkpoint.lookup import Checkpoint
     from perplexity_lies.engines.base import Engine, EngineOptions
 
 ENGINES = {

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from perplexity_lies.checkpoint.client import FORM, LOCKED, Failed, Refused, Server, locked_out
 from perplexity_lies.engines import tokens
 from perplexity_lies.engines.replies import an_object, letters, read_logprobs, read_reply, usage_of
 from perplexity_lies.errors import MissingError, UsageError
-from perplexity_lies.server import FORM, LOCKED, Failed, Refused, Server, locked_out
 
 PROBE = "The quick brown fox jumps over the lazy dog"
 

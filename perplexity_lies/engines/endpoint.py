@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from perplexity_lies.checkpoint import Checkpoint
+from perplexity_lies.checkpoint.client import LOCKED, Failed, Patience, Refused, Server, locked_out
+from perplexity_lies.checkpoint.lookup import Checkpoint
 from perplexity_lies.engines import tokens
 from perplexity_lies.engines.ability import NO_TOKENIZER, PROBE, find_ability
 from perplexity_lies.engines.base import (
@@ -40,7 +41,6 @@ from perplexity_lies.engines.base import (
 from perplexity_lies.engines.loading import load_tokenizer
 from perplexity_lies.engines.replies import an_object, letters, read_logprobs, read_reply, usage_of
 from perplexity_lies.errors import MissingError
-from perplexity_lies.server import LOCKED, Failed, Patience, Refused, Server, locked_out
 
 PROBE_ATTEMPTS = 3
 """A server that fails every form of the question should say so soon."""

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import transformers
 
-from perplexity_lies.checkpoint import Checkpoint
-from perplexity_lies.device import resolve_device
+from perplexity_lies.checkpoint.lookup import Checkpoint
 from perplexity_lies.engines.base import EngineOptions
+from perplexity_lies.engines.device import resolve_device
 from perplexity_lies.errors import CheckpointError, UsageError, nearest
 
 STUDENTS = {"plies_hybrid": "distill.students.hybrid:register"}

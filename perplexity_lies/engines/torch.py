@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 
-from perplexity_lies.checkpoint import Checkpoint
+from perplexity_lies.checkpoint.lookup import Checkpoint
 from perplexity_lies.engines import tokens
 from perplexity_lies.engines.base import (
     CannotShare,

@@ -18,7 +18,7 @@ import vllm
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from perplexity_lies.checkpoint import Checkpoint
+from perplexity_lies.checkpoint.lookup import Checkpoint
 from perplexity_lies.engines import tokens
 from perplexity_lies.engines.base import (
     Engine,

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines import engine_of, open_engine
 from perplexity_lies.engines.base import EngineOptions
 from perplexity_lies.guard import Guarded, guard

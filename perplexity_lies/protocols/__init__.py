@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from perplexity_lies.errors import from_table
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD
+from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD
 
 PROTOCOL_RUNNERS = {
     LOGLIKELIHOOD: "perplexity_lies.protocols.loglikelihood:run",

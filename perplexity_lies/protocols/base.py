@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import jinja2
 import jinja2.sandbox
 
+from perplexity_lies.catalogue.mirror import Mirror
 from perplexity_lies.engines.base import Finished
 from perplexity_lies.errors import CheckpointError, UsageError
-from perplexity_lies.mirror import Mirror
 from perplexity_lies.progress import Reporter
-from perplexity_lies.records import ItemRecord, sha256_text
-from perplexity_lies.store import Journal
+from perplexity_lies.record.records import ItemRecord, sha256_text
+from perplexity_lies.record.store import Journal
 
 ITEM_NAME_CHARACTERS = 48
 """A longer item text is named by its hash."""

@@ -29,13 +29,13 @@ from evalscope.api.model import ChatCompletionChoice, GenerateConfig, ModelAPI, 
 from evalscope.api.registry import get_benchmark, register_benchmark
 from evalscope.constants import HubType
 
+from perplexity_lies.catalogue.items import read_items
+from perplexity_lies.catalogue.suite import Suite, TaskSpec
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import UsageError
-from perplexity_lies.items import read_items
 from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_scale, refuse_twins
-from perplexity_lies.records import GENERATION, ItemRecord, Status, sha256_text
-from perplexity_lies.store import canonical_json
-from perplexity_lies.suite import Suite, TaskSpec
+from perplexity_lies.record.records import GENERATION, ItemRecord, Status, sha256_text
+from perplexity_lies.record.store import canonical_json
 
 EXACT_MATCH = "exact_match"
 

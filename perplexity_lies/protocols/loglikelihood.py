@@ -21,13 +21,13 @@ import yaml
 from datasets import Dataset, Features, List, Value
 from lm_eval.api.model import TemplateLM
 
+from perplexity_lies.catalogue.items import Item, read_items
+from perplexity_lies.catalogue.suite import ITEMS_METRICS, Suite, TaskSpec
 from perplexity_lies.engines.base import Engine, Message, ScoreRequest
 from perplexity_lies.errors import CheckpointError, UsageError
-from perplexity_lies.items import Item, read_items
 from perplexity_lies.protocols.base import Context, answer_all, fill, item_name, refuse_scale, refuse_twins
-from perplexity_lies.records import LOGLIKELIHOOD, ItemRecord, Status, sha256_text
-from perplexity_lies.store import canonical_json
-from perplexity_lies.suite import ITEMS_METRICS, Suite, TaskSpec
+from perplexity_lies.record.records import LOGLIKELIHOOD, ItemRecord, Status, sha256_text
+from perplexity_lies.record.store import canonical_json
 
 RANKED = ("multiple_choice", "loglikelihood")
 """lm-eval's output types that this protocol can ask."""

@@ -17,8 +17,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from perplexity_lies.checkpoint import resolve
-from perplexity_lies.weights import read_tensors
+from perplexity_lies.checkpoint.lookup import resolve
+from perplexity_lies.checkpoint.weights import read_tensors
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -232,8 +232,8 @@ def test_real_pretrained_checkpoints(shared_models: Path) -> None:
 
 METER = """
 import sys
-from perplexity_lies import weights
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.checkpoint import weights
+from perplexity_lies.checkpoint.lookup import resolve
 weights.QUIET_S, weights.CHUNK_BYTES = float(sys.argv[2]), 1 << 12
 resolve(sys.argv[1])
 """

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.errors import CheckpointError, MissingError, PliesError, UsageError
 
 WEIGHTS = "model.safetensors"
@@ -306,12 +306,12 @@ def test_bfloat16_nan_and_inf_are_found_by_their_bits(tiny_checkpoint, tmp_path:
 
 
 def test_not_finite_beyond_the_first_chunk(llama_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perplexity_lies.weights.CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr("perplexity_lies.checkpoint.weights.CHUNK_BYTES", 1 << 10)
     whole = resolve(str(llama_copy)).weights_digest
     monkeypatch.undo()
     assert resolve(str(llama_copy)).weights_digest == whole
     poison(np.inf)(llama_copy)
-    monkeypatch.setattr("perplexity_lies.weights.CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr("perplexity_lies.checkpoint.weights.CHUNK_BYTES", 1 << 10)
     with pytest.raises(CheckpointError, match="NaN or Inf"):
         resolve(str(llama_copy))
 

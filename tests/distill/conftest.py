@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from distill.recipe import StudentConfig, TeacherConfig
+from distill.miniature.teacher import new_teacher
+from distill.miniature.tokenizer import build_tokenizer
+from distill.recipe.settings import StudentConfig, TeacherConfig
 from distill.students.convert import assembled, new_student
 from distill.students.hybrid import HybridForCausalLM
-from distill.teacher import new_teacher
-from distill.tokenizer import build_tokenizer
 from suites.miniature.world import vocabulary
 
 TINY_TEACHER = TeacherConfig(

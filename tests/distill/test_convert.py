@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from distill.recipe import GROUPS, LAYER_PLANS, StudentConfig
+from distill.recipe.settings import GROUPS, LAYER_PLANS, StudentConfig
 from distill.students.convert import assembled, group_of, new_student, student_config
 from distill.students.hybrid import MIXERS
 from perplexity_lies.errors import UsageError

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from distill.data import Tokens, cache
 from distill.data.cache import FILES, TokenCache, fitted
 from distill.data.rows import Row, Source, open_source
-from distill.recipe import DataConfig
-from distill.tokenizer import build_tokenizer
+from distill.miniature.tokenizer import build_tokenizer
+from distill.recipe.settings import DataConfig
 from perplexity_lies.errors import MissingError, UsageError
 from perplexity_lies.progress import Reporter
 from suites.miniature.world import vocabulary
@@ -218,8 +218,8 @@ import os, signal, sys
 from pathlib import Path
 from distill.data import cache
 from distill.data.rows import Source, open_source
-from distill.recipe import DataConfig
-from distill.tokenizer import build_tokenizer
+from distill.recipe.settings import DataConfig
+from distill.miniature.tokenizer import build_tokenizer
 from perplexity_lies.progress import Reporter
 from suites.miniature.world import vocabulary
 

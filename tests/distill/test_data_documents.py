@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data import Encoder, Stream, Tokens, open_documents
 from distill.data.documents import tokens_by_source
-from distill.recipe import DataConfig
-from distill.recipe_file import load_recipe
+from distill.recipe.files import load_recipe
+from distill.recipe.settings import DataConfig
 from perplexity_lies.errors import UsageError
 from perplexity_lies.progress import Reporter
 from suites.miniature.stream import make_document

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from distill.data import Batch, Stream
-from distill.distributed import own_rows, processes, shard, world
-from distill.recipe import StageConfig, StudentConfig
-from distill.stages import loss_in, trainable_in
-from distill.states import gathered
+from distill.miniature.teacher import new_teacher
+from distill.miniature.tokenizer import build_tokenizer
+from distill.recipe.settings import StageConfig, StudentConfig
 from distill.students.convert import assembled, new_student
-from distill.teacher import new_teacher
-from distill.tokenizer import build_tokenizer
-from distill.train import train
+from distill.training.distributed import own_rows, processes, shard, world
+from distill.training.stages import loss_in, trainable_in
+from distill.training.states import gathered
+from distill.training.train import train
 from perplexity_lies.errors import UsageError
 from suites.miniature.world import vocabulary
 

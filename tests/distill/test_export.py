@@ -19,13 +19,13 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import perplexity_lies as plies
 from distill.export import MODELING, export_checkpoint, load_exported, remote_code
-from distill.recipe import StudentConfig
+from distill.miniature.teacher import new_teacher
+from distill.recipe.settings import StudentConfig
 from distill.students import hybrid
 from distill.students.convert import assembled, new_student
 from distill.students.hybrid import MIXERS, HybridForCausalLM
-from distill.teacher import new_teacher
-from perplexity_lies.checkpoint import resolve
-from perplexity_lies.records import LOGLIKELIHOOD
+from perplexity_lies.checkpoint.lookup import resolve
+from perplexity_lies.record.records import LOGLIKELIHOOD
 
 ROOT = Path(__file__).parents[2]
 NATS = 1e-4

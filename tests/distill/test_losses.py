@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.losses import BLOCK_BYTES, CHUNK_BYTES, chunked_ce, chunked_kl, rows_within
+from distill.training.losses import BLOCK_BYTES, CHUNK_BYTES, chunked_ce, chunked_kl, rows_within
 
 ROWS, WIDTH, TEACHER_WIDTH, VOCABULARY = 11, 5, 7, 23
 

@@ -11,8 +11,8 @@ import pytest
 from distill.measure import GENERATION, LOGLIKELIHOOD, by_item, percent, task_scores
 from perplexity_lies.errors import MissingError
 from perplexity_lies.in_the_loop import measurer
-from perplexity_lies.records import ItemRecord, Status
-from perplexity_lies.store import open_run
+from perplexity_lies.record.records import ItemRecord, Status
+from perplexity_lies.record.store import open_run
 
 EMBEDDED = Path(__file__).parents[2] / "perplexity_lies" / "embedded"
 
@@ -52,7 +52,7 @@ def test_several_seeds_are_one_score_and_what_was_not_measured_is_none(
         )
         for item, seed, score, status in made
     ]  # fmt: skip
-    module = import_module("perplexity_lies.evaluate")  # the package's own name of this is the function
+    module = import_module("perplexity_lies.run")  # the package's own name of this is the function
     monkeypatch.setattr(module, "evaluate", lambda *_, **__: SimpleNamespace(records=lambda: records))
     found = measurer(suite="miniature", out=tmp_path)(tmp_path)["facts"][GENERATION]
     assert found == {"items": {"a": 0.5}, "statuses": {"scored": 1, "unparsed": 1, "errored": 1}}

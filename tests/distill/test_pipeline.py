@@ -15,13 +15,13 @@ import pytest
 import torch
 import yaml
 
-from distill.cards import count_parameters
 from distill.export import load_exported
 from distill.measure import Point, best_point, percent
+from distill.pages.cards import count_parameters
 from distill.pipeline import Workshop, keep_recipe, run_recipe
-from distill.recipe import Recipe
-from distill.recipe_file import build_recipe, load_recipe, overlaid, read_recipe
-from distill.train import TrainingError
+from distill.recipe.files import build_recipe, load_recipe, overlaid, read_recipe
+from distill.recipe.settings import Recipe
+from distill.training.train import TrainingError
 from perplexity_lies.errors import UsageError
 from perplexity_lies.in_the_loop import measurer
 from suites.miniature.catalogue import TASKS, all_items

@@ -13,10 +13,10 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from distill.plan import DEVICES, CachePlan, Scales, plan, render_plan, shares_from, stage_flops
-from distill.recipe import Recipe, StudentConfig
-from distill.recipe_file import load_recipe
-from distill.shapes import KNOWN, kept_layers, layer_cost, teacher_shape, weights_of, with_attention
+from distill.plan.cost import DEVICES, CachePlan, Scales, plan, render_plan, shares_from, stage_flops
+from distill.plan.shapes import KNOWN, kept_layers, layer_cost, teacher_shape, weights_of, with_attention
+from distill.recipe.files import load_recipe
+from distill.recipe.settings import Recipe, StudentConfig
 from distill.students.convert import group_of, student_config
 from distill.students.hybrid import HybridConfig, HybridForCausalLM
 from perplexity_lies.errors import CheckpointError, MissingError, UsageError

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.recipe import GROUPS, KINDS, LAYER_PLANS
-from distill.recipe_file import build_recipe, load_recipe, overlaid, read_recipe
+from distill.recipe.files import build_recipe, load_recipe, overlaid, read_recipe
+from distill.recipe.settings import GROUPS, KINDS, LAYER_PLANS
 from perplexity_lies.errors import MissingError, UsageError
 from suites.miniature.catalogue import TASKS
 from suites.miniature.stream import PLAIN

@@ -9,10 +9,10 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from distill.data import Tokens, pack
-from distill.selection import select_layers
-from distill.stages import mean_kl
+from distill.selection.greedy import select_layers
 from distill.students.convert import assembled
 from distill.students.hybrid import HybridForCausalLM
+from distill.training.stages import mean_kl
 
 
 def test_the_best_single_layer_is_the_minimum_over_all() -> None:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from distill.data import Batch, Encoder, Stream
-from distill.recipe import StageConfig, StudentConfig
-from distill.stages import Alignment, Distillation, loss_in, mean_kl, real_tokens, trainable_in
+from distill.recipe.settings import StageConfig, StudentConfig
 from distill.students.convert import assembled, new_student
 from distill.students.hybrid import HybridForCausalLM
-from distill.train import train
+from distill.training.stages import Alignment, Distillation, loss_in, mean_kl, real_tokens, trainable_in
+from distill.training.train import train
 from suites.miniature.stream import Mixture, make_document
 from suites.miniature.world import make_world
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from distill.recipe import TeacherConfig
-from distill.teacher import new_teacher
+from distill.miniature.teacher import new_teacher
+from distill.recipe.settings import TeacherConfig
 
 
 @pytest.mark.parametrize("shared", [0.0, 1.0, 2.0])

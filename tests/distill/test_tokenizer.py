@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill.data import Encoder
-from distill.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from distill.miniature.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from suites.miniature.catalogue import all_items
 from suites.miniature.stream import Document
 from suites.miniature.world import vocabulary

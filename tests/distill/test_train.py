@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
 from distill.data import Batch, Stream, Tokens
-from distill.metrics import METRICS_FILE
-from distill.muon import Muon, make_optimisers, orthogonalise
-from distill.recipe import StageConfig
-from distill.stages import Distillation, NextToken, StageLoss
-from distill.states import saved_states
-from distill.train import Tally, TrainingError, closing_loss, loss_and_gradients, opening_check, rate_at, train
+from distill.recipe.settings import StageConfig
+from distill.training.metrics import METRICS_FILE
+from distill.training.muon import Muon, make_optimisers, orthogonalise
+from distill.training.stages import Distillation, NextToken, StageLoss
+from distill.training.states import saved_states
+from distill.training.train import Tally, TrainingError, closing_loss, loss_and_gradients, opening_check, rate_at, train
 from perplexity_lies.errors import MissingError, UsageError
 
 STAGE = StageConfig(
@@ -44,10 +44,10 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from test_train import STAGE, tiny_stream
 from conftest import TINY_TEACHER
-from distill.stages import NextToken
-from distill.teacher import new_teacher
-from distill.tokenizer import build_tokenizer
-from distill.train import train
+from distill.training.stages import NextToken
+from distill.miniature.teacher import new_teacher
+from distill.miniature.tokenizer import build_tokenizer
+from distill.training.train import train
 from suites.miniature.world import vocabulary
 model = new_teacher(TINY_TEACHER, build_tokenizer(vocabulary()), seed=0)
 class Slow(NextToken):

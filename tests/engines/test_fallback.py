@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines.base import EngineOptions, GenerateRequest, ScoreRequest
 from perplexity_lies.engines.state import border_tokens
 from perplexity_lies.engines.torch import TorchEngine

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines.base import EngineOptions, nothing_finished
 from perplexity_lies.engines.decoding import Row
 from perplexity_lies.engines.generation import generate_in_slots

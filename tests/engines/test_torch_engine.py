@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines.base import EngineOptions, GenerateRequest, ScoreRequest
 from perplexity_lies.engines.torch import TorchEngine
 from perplexity_lies.errors import CheckpointError, MissingError, PliesError, UsageError

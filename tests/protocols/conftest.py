@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import yaml
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.catalogue.mirror import open_mirror
+from perplexity_lies.catalogue.suite import Suite, load_suite
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines import open_engine
 from perplexity_lies.engines.base import Engine, EngineOptions
-from perplexity_lies.mirror import open_mirror
 from perplexity_lies.progress import Reporter
 from perplexity_lies.protocols import runner
 from perplexity_lies.protocols.base import Context
 from perplexity_lies.protocols.hygiene import quarantine
-from perplexity_lies.records import ItemRecord
-from perplexity_lies.store import Journal
-from perplexity_lies.suite import Suite, load_suite
+from perplexity_lies.record.records import ItemRecord
+from perplexity_lies.record.store import Journal
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from perplexity_lies.engines.base import GenerateResult
 from perplexity_lies.errors import UsageError, printable
 from perplexity_lies.protocols.base import fill, refuse_scale
 from perplexity_lies.protocols.generation import Asked, _record
-from perplexity_lies.records import Status
+from perplexity_lies.record.records import Status
 
 
 @pytest.mark.parametrize("template", ["{{ ind + '' }}", "{{ ind / 0 }}", "{{ nothing }}", "{{ ind"])

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.catalogue.suite import Suite, load_suite
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines.base import Engine, EngineOptions, GenerateResult
 from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.protocols.hygiene import quarantine
-from perplexity_lies.records import ItemRecord, Status
-from perplexity_lies.suite import Suite, load_suite
+from perplexity_lies.record.records import ItemRecord, Status
 
 Ask = Callable[..., list[ItemRecord]]
 Opened = Callable[[Path], Engine]

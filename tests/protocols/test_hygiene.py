@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from perplexity_lies.catalogue.suite import Suite
 from perplexity_lies.protocols.hygiene import OFFLINE, quarantine
-from perplexity_lies.suite import Suite
 
 SCRIPT = """
 import contextlib, json, locale, logging, os, random, signal, sys, threading, warnings

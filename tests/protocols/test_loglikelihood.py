@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.catalogue.suite import Suite, load_suite
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines.base import Engine, EngineOptions, ScoreRequest
 from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.protocols.hygiene import quarantine
-from perplexity_lies.records import ItemRecord, Status, sha256_text
-from perplexity_lies.store import canonical_json
-from perplexity_lies.suite import Suite, load_suite
+from perplexity_lies.record.records import ItemRecord, Status, sha256_text
+from perplexity_lies.record.store import canonical_json
 
 NATS = 1e-4
 """Float32 sums over some thirty tokens in another batch shape."""

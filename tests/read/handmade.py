@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, ItemRecord, Status, dump_records, sha256_text
+from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, ItemRecord, Status, dump_records, sha256_text
 
 
 def record(task, item, protocol, score, **more):

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from perplexity_lies.compare import compare_runs, load_comparison
 from perplexity_lies.errors import UsageError
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, Status
+from perplexity_lies.read.compare import compare_runs, load_comparison
+from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, Status
 
 LL, GEN = LOGLIKELIHOOD, GENERATION
 RIGHT_80 = [1] * 80 + [0] * 20

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perplexity_lies.gap import (
+from perplexity_lies.read.stats.bootstrap import (
     BOOTSTRAP,
     CLUSTER_BOOTSTRAP,
     GAP,
@@ -73,7 +73,7 @@ def test_equals_its_definition_as_a_loop(clustered):
 
 def test_blocks_of_resamples_add_up(monkeypatch):
     cells = binary(2, 40, 0.9, 0.7)
-    monkeypatch.setattr("perplexity_lies.gap.BLOCK_CELLS", 7)
+    monkeypatch.setattr("perplexity_lies.read.stats.bootstrap.BLOCK_CELLS", 7)
     draws = resample(cells, resamples=101).draws
     assert draws.shape == (101, 2)
     assert draws.std(axis=0).min() > 0

@@ -2,11 +2,11 @@
 
 import pytest
 
-from perplexity_lies.compare import compare_runs
 from perplexity_lies.errors import UsageError
-from perplexity_lies.gap import BOOTSTRAP, NO_INTERVAL, Estimate
-from perplexity_lies.gate import Outcome, decide, judge
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, Status
+from perplexity_lies.read.compare import compare_runs
+from perplexity_lies.read.gate import Outcome, decide, judge
+from perplexity_lies.read.stats.bootstrap import BOOTSTRAP, NO_INTERVAL, Estimate
+from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, Status
 
 LL, GEN = LOGLIKELIHOOD, GENERATION
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from perplexity_lies.compare import compare_runs
 from perplexity_lies.errors import MissingError
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, Status
+from perplexity_lies.read.compare import compare_runs
+from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, Status
 from reports.html import write
 from reports.screenshot import ARGUMENTS, find_browser
 

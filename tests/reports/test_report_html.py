@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from perplexity_lies.comparison import load_comparison, signed
 from perplexity_lies.errors import MissingError
-from perplexity_lies.records import GENERATION
+from perplexity_lies.read.comparison import load_comparison, signed
+from perplexity_lies.record.records import GENERATION
 from reports import figures, screenshot
 from reports.html import embedded_json, render
 

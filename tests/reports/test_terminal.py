@@ -6,8 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from perplexity_lies.compare import compare_runs
-from perplexity_lies.records import LOGLIKELIHOOD
+from perplexity_lies.read.compare import compare_runs
+from perplexity_lies.record.records import LOGLIKELIHOOD
 from reports.terminal import render
 
 

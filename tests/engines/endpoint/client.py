@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from perplexity_lies.checkpoint import Checkpoint, resolve
+from perplexity_lies.checkpoint.client import Patience
+from perplexity_lies.checkpoint.lookup import Checkpoint, resolve
 from perplexity_lies.engines.base import (
     Engine,
     EngineOptions,
@@ -18,7 +19,6 @@ from perplexity_lies.engines.base import (
     ScoreResult,
 )
 from perplexity_lies.engines.endpoint import EndpointEngine
-from perplexity_lies.server import Patience
 
 from .server import MODEL, Service
 

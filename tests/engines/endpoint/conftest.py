@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines import open_engine
 from perplexity_lies.engines.base import EngineOptions
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from perplexity_lies.checkpoint import LOOK_UP, resolve
+from perplexity_lies.checkpoint.client import parse_address
+from perplexity_lies.checkpoint.lookup import LOOK_UP, resolve
 from perplexity_lies.cli import main
 from perplexity_lies.engines import engine_of, open_engine
 from perplexity_lies.engines.base import EngineOptions
 from perplexity_lies.errors import MissingError, UsageError
-from perplexity_lies.server import parse_address
 
 from .client import connect, named, with_bos
 from .server import FOR_EVER, MODEL, Fault, Service, serving

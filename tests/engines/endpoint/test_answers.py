@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from perplexity_lies.checkpoint import resolve
+from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines import open_engine
 from perplexity_lies.engines.base import EngineOptions, GenerateRequest, ScoreRequest
 from perplexity_lies.engines.endpoint import EndpointEngine

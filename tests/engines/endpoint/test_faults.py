@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from perplexity_lies import server as servers
+from perplexity_lies.checkpoint import client as servers
+from perplexity_lies.checkpoint.client import Patience, retry_after_s
 from perplexity_lies.engines.base import GenerateResult
 from perplexity_lies.errors import MissingError
-from perplexity_lies.server import Patience, retry_after_s
-from perplexity_lies.store import Journal
+from perplexity_lies.record.store import Journal
 
 from .client import QUICK, assert_same_scores, connect, replied, replies_of, scored, scores_of
 from .server import FOR_EVER, Fault, Service

@@ -12,8 +12,8 @@ import yaml
 
 from perplexity_lies.engines import endpoint
 from perplexity_lies.errors import MissingError, UsageError
-from perplexity_lies.evaluate import evaluate
-from perplexity_lies.records import GENERATION, LOGLIKELIHOOD, ItemRecord, Status
+from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, ItemRecord, Status
+from perplexity_lies.run import evaluate
 
 from .client import NATS, QUICK
 from .server import FOR_EVER, MODEL, Fault, Service, serving
@@ -105,7 +105,7 @@ def test_generation_alone(
     torch_engine: Any, files: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server without log-probabilities: refused for both protocols, run for one, and both run and comparison say so."""
-    from perplexity_lies.compare import compare_runs
+    from perplexity_lies.read.compare import compare_runs
     from reports.html import write
 
     asked: dict[str, Any] = {"suite": suite, "out": tmp_path, "quiet": True}

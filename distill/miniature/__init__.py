@@ -1,0 +1,1 @@
+"""The miniature teacher before it is trained: its tokenizer and first weights."""

@@ -1,0 +1,1 @@
+"""Recipes: every budget, rate and seed that makes a student, and the YAML files that hold them."""

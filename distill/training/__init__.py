@@ -1,0 +1,1 @@
+"""One stage of training: what it minimises, how it steps, what it saves."""

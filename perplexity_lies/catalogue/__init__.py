@@ -1,0 +1,1 @@
+"""What is asked: suites, their items, and where datasets lie."""

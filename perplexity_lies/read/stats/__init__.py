@@ -1,0 +1,1 @@
+"""Estimators, one family a file: arrays in, estimates with intervals out."""
