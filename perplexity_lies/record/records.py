@@ -1,25 +1,24 @@
-"""`ItemRecord`: what one protocol said of one item. The only thing the run wing writes and the read wing reads.
+"""`ItemRecord`: what one rung heard of one item. `Reading`: what one extractor made of it.
 
-Standard library only. Knows nothing of engines, libraries or statistics.
+The record keeps what the checkpoint said (reply, token ids, log-likelihoods) apart from how it was read, so that a stored
+reply can be read again by another extractor, without an engine. The first reading is the headline: its status and score
+enter the gaps. This is all that the run wing writes and the read wing reads; it needs neither torch nor pandas.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-LOGLIKELIHOOD = "loglikelihood"
-GENERATION = "generation"
-PROTOCOLS = (LOGLIKELIHOOD, GENERATION)
+from perplexity_lies.checked import Checked, adapter
 
 
 class Status(enum.StrEnum):
-    """Why a record has the score it has. Never NaN, never null, never a silent zero."""
+    """Why a reading has the score it has. Never NaN, never null, never a silent zero."""
 
     SCORED = "scored"
     """An answer was found and judged."""
@@ -32,97 +31,127 @@ class Status(enum.StrEnum):
     REFUSED = "refused"
     """The engine could not be asked this item (a prompt longer than the checkpoint's context, say)."""
     ERRORED = "errored"
-    """The engine or the library failed on this item; `error` tells how."""
+    """The engine or the library failed on this item; the record's `error` tells how."""
 
 
 UNMEASURED = (Status.ERRORED, Status.REFUSED)
-"""Statuses of records whose score says nothing of the checkpoint: they never pair."""
+"""Statuses whose score says nothing of the checkpoint: they never pair."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ItemRecord:
-    """One item under one protocol with one seed.
+class Reading(Checked):
+    """What one extractor read in a reply, or what ranking the choices came to."""
 
-    `item` identifies the item under both protocols; `prompt_sha256` is over what was asked *before* the checkpoint's own
-    chat template, so that teacher and student pair although their templates differ.
+    extractor: str
+    """Name and version: `evalscope@1.14.1`, `pattern@1`."""
+    status: Status
+    score: float
+    """In [0, 1], by `metric`; 0.0 unless the extractor gave credit. Read it together with `status`."""
+    metric: str
+    """`acc_norm`, `accuracy`, `exact_match` ..."""
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Every metric that the library gave."""
+    answer: str = ""
+    """What was read as the answer; by log-likelihood the choice ranked first."""
+    rule: str = ""
+    """Which rule found it (`last match`); empty where the library does not tell."""
+    span: tuple[int, int] | None = None
+    """Where in the reply it stands, in characters; None where it does not stand there as it was read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemRecord(Checked):
+    """One item on one rung with one seed.
+
+    `item` identifies the item on every rung; `prompt_sha256` is over what was asked *before* the checkpoint's own chat
+    template, so that teacher and student pair although their templates differ.
     """
 
     task: str
     subject: str = ""
     """Cluster for the bootstrap (an MMLU subject, say); empty where a task has none."""
     item: str
-    protocol: str
-    """`loglikelihood` or `generation`."""
+    rung: str
+    """A name in `rungs.RUNGS`."""
     seed: int = 0
     prompt: str
     """What was asked, before the chat template."""
     prompt_sha256: str
-    status: Status
-    score: float
-    """In [0, 1], by `metric`. 0.0 unless the library gave credit; read it together with `status`."""
-    metric: str
-    """The headline metric of the task under this protocol (`acc_norm`, `acc`, `exact_match` ...)."""
-    scores: dict[str, float] = field(default_factory=dict)
-    """Every metric that the library gave for this item."""
     gold: str
     """The reference answer as text."""
-    answer: str = ""
-    """Log-likelihood: the choice ranked first by `metric`. Generation: the answer that was extracted."""
     choices: tuple[str, ...] = ()
-    choice_loglikelihoods_nats: tuple[float, ...] = ()
-    choice_is_greedy: tuple[bool, ...] = ()
     gold_index: int = -1
-    """Index of the reference in `choices`; -1 under generation."""
+    """Index of the reference in `choices`; -1 where there are none."""
+    readings: tuple[Reading, ...]
+    """One or more; the first is the headline."""
+    choice_loglikelihoods_nats: tuple[float, ...] = ()
+    """Of each choice, where choices were ranked."""
+    choice_is_greedy: tuple[bool, ...] = ()
     text: str = ""
-    """Generation: the raw reply."""
+    """The raw reply, where one was written."""
+    token_ids: tuple[int, ...] = ()
+    """Of the reply; empty where a server does not tell."""
     finish_reason: str = ""
-    """Generation, of this very row: `stop` (end token), `stop_string`, `length` (budget)."""
+    """Of this very row: `stop` (end token), `stop_string`, `length` (budget)."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     truncated_prompt_tokens: int = 0
     """Tokens cut from the left of the prompt because it did not fit the context."""
+    beyond_context_tokens: int = 0
+    """Tokens of prompt and reply at positions beyond the checkpoint's stated context."""
     fragile: bool = False
     """Whether the engine's own rounding could have changed the choice ranked first, or a token of the reply."""
-    extractor: str = ""
-    """Library and version that read the answer, e.g. `evalscope@1.14.1`."""
     error: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.readings:
+            raise ValueError("a record has at least one reading")
+
+    @property
+    def headline(self) -> Reading:
+        """The reading whose score enters the gaps."""
+        return self.readings[0]
+
+    @property
+    def status(self) -> Status:
+        """The headline's."""
+        return self.headline.status
+
+    @property
+    def score(self) -> float:
+        """The headline's."""
+        return self.headline.score
+
+    @property
+    def measured(self) -> bool:
+        """Whether the score says anything of the checkpoint."""
+        return self.status not in UNMEASURED
+
     def to_json(self) -> str:
-        """One line of JSON, keys sorted, no NaN."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False)
+        """One line of JSON: keys sorted, no NaN, fields at their default left out."""
+        kept = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.default is dataclasses.MISSING or getattr(self, field.name) != field.default
+        }
+        kept["readings"] = [dataclasses.asdict(reading) for reading in self.readings]
+        return json.dumps(kept, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_json(cls, line: str) -> ItemRecord:
+    def from_json(cls, line: str | bytes) -> ItemRecord:
         """Inverse of `to_json`. Raises ValueError on text that is not a record."""
-        raw: Any = json.loads(line)
-        if not isinstance(raw, dict):
-            raise ValueError(f"a record is a JSON object, found {type(raw).__name__}")
-        known = {f.name for f in fields(cls)}
-        unknown, lacking = sorted(set(raw) - known), sorted(_REQUIRED - set(raw))
-        if unknown or lacking:
-            raise ValueError(f"unknown fields {unknown}, missing fields {lacking}")
-        raw["status"] = Status(raw["status"])
-        for name in ("choices", "choice_loglikelihoods_nats", "choice_is_greedy"):
-            raw[name] = tuple(raw.get(name, ()))
-        return cls(**raw)
-
-
-_REQUIRED = {"task", "item", "protocol", "prompt", "prompt_sha256", "status", "score", "metric", "gold"}
-
-
-def sha256_text(text: str) -> str:
-    """Hex digest of UTF-8 text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        found: ItemRecord = adapter(cls).validate_json(line)
+        return found
 
 
 def read_records(path: Path) -> Iterator[ItemRecord]:
     """Records of one JSONL file, in file order. Raises ValueError naming the line that is not a record."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 yield ItemRecord.from_json(line)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
+            except ValueError as error:
+                raise ValueError(f"{path.name}:{number}: {' '.join(str(error).split())[:300]}") from error
 
 
 def dump_records(records: Iterable[ItemRecord]) -> str:

@@ -1,0 +1,133 @@
+"""`Manifest`: what ran on what, with which versions. One typed form, written by the run wing and read by all.
+
+Anything that changes what is computed stands here; nothing here tells of a machine (no absolute path, no host name).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from perplexity_lies.checked import Checked
+
+FORMAT = 2
+"""Version of the run directory's layout. Format 1 had two protocols and one reading a record."""
+
+Plain = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFacts(Checked):
+    """`checkpoint.lookup.Checkpoint` without its place on this machine."""
+
+    name: str
+    kind: str
+    """`local`, `hub`, `builtin` or `endpoint`."""
+    revision: str = ""
+    digest: str
+    weights_digest: str
+    """Empty for an endpoint, whose weights nobody here can see."""
+    tokenizer_digest: str
+    config_digest: str
+    model_type: str = ""
+    architecture: str = ""
+    dtype: str = ""
+    parameters: int = 0
+    has_chat_template: bool = False
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    url: str = ""
+    served_model: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteFacts(Checked):
+    """Which suite, and how much of it."""
+
+    name: str
+    title: str = ""
+    digest: str
+    limit: int | None = None
+    """First items of each task; None for all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RungFacts(Checked):
+    """How a task was asked on one rung."""
+
+    metric: str = ""
+    chance: float | None = None
+    """Score of a guess, in [0, 1], where the suite knows it."""
+    source: str = ""
+    """In words: library, benchmark, shots."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The suite's settings of this rung that are not at their default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts(Checked):
+    """One task of the suite."""
+
+    name: str
+    title: str = ""
+    rungs: dict[str, RungFacts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardFacts(Checked):
+    """What one check of the artifact guard measured."""
+
+    passed: bool | None
+    """None where it was not checked; `detail` says why."""
+    measured: float | None
+    tolerance: float | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding(Checked):
+    """What the engine's rounding may do, as the artifact guard took it for this run."""
+
+    nats: float = 1e-4
+    """To a continuation's log-likelihood."""
+    margin: float = 1e-3
+    """To the distance between two logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest(Checked):
+    """One run."""
+
+    format: int = FORMAT
+    complete: bool = False
+    """Whether every record that was asked for is here."""
+    rungs: tuple[str, ...] = ()
+    """Rungs on which every task of the suite that has them was asked."""
+    checkpoint: CheckpointFacts
+    suite: SuiteFacts
+    datasets: dict[str, str] = field(default_factory=dict)
+    """Hub id -> digest of its files."""
+    engine: dict[str, Plain] = field(default_factory=dict)
+    """Engine and options as they were asked for."""
+    settings: dict[str, Plain] = field(default_factory=dict)
+    """What the engine chose when it loaded: device, dtype, threads."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Installed libraries that compute."""
+    tasks: tuple[TaskFacts, ...] = ()
+    guard: dict[str, GuardFacts] = field(default_factory=dict)
+    """Check -> what it found; empty before the guard ran."""
+    fingerprint: tuple[dict[str, Plain], ...] = ()
+    """Log-likelihoods of fixed texts under these weights."""
+    rounding: Rounding = Rounding()
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds, by part of the run."""
+
+    def to_json(self) -> str:
+        """Indented JSON, keys sorted."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def task(self, name: str) -> TaskFacts:
+        """The task of that name; an empty one where the manifest does not list it."""
+        return next((task for task in self.tasks if task.name == name), TaskFacts(name=name))
