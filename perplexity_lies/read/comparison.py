@@ -24,6 +24,7 @@ from perplexity_lies.files import read_json, write_whole
 from perplexity_lies.read.stats.estimate import DECIMALS, Estimate
 from perplexity_lies.record.manifest import Manifest
 from perplexity_lies.record.records import Status
+from perplexity_lies.rungs import in_order
 
 if TYPE_CHECKING:
     import pandas
@@ -113,6 +114,9 @@ class TaskRow(Checked):
     contrasts: dict[str, tuple[Estimate | None, ...]] = field(default_factory=dict)
     """Contrast -> one estimate a side, percentage points, over the items paired on both its rungs; None for the baseline."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rungs", in_order(self.rungs))
+
     def gap(self, rung: str, side: int = 1) -> Estimate | None:
         """A side's gap on a rung; None where nothing paired."""
         return self.rungs[rung].sides[side].gap if rung in self.rungs else None
@@ -168,6 +172,9 @@ class TaskItems(Checked):
     """By item; empty where the task has no subjects."""
     rungs: dict[str, RungItems]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rungs", in_order(self.rungs))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap(Checked):
@@ -195,7 +202,7 @@ class Comparison(Checked):
     """The baseline first; two or more."""
     tasks: tuple[TaskRow, ...]
     overall: TaskRow | None
-    """Unweighted mean over tasks (which ones: `compare.overall_tasks`); None where no task has a number."""
+    """Unweighted mean over tasks (which ones: `rows.overall_tasks`); None where no task has a number."""
     items_of: tuple[TaskItems, ...]
     unpaired: tuple[Unpaired, ...]
     cautions: tuple[Caution, ...]

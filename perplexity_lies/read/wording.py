@@ -45,7 +45,7 @@ def headline(comparison: Comparison) -> str:
 def _sentences(row: TaskRow, side: int, who: str) -> str:
     gaps = {rung: gap for rung in row.rungs if (gap := row.gap(rung, side))}
     first, *others = (
-        f"{RUNGS[rung].clause}, {who if i == 0 else 'it'} is {_standing(gap.value, 'its teacher' if i == 0 else '')}"
+        f"{RUNGS[rung].clause} {who if i == 0 else 'it'} is {_standing(gap.value, 'its teacher' if i == 0 else '')}"
         for i, (rung, gap) in enumerate(gaps.items())
     )
     said = f"{'; '.join([first[0].upper() + first[1:], *others])}."

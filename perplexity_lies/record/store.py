@@ -82,12 +82,12 @@ class Run:
                 ) from error  # fmt: skip
 
     def records_digest(self) -> str:
-        """sha256 over the records files, names included."""
-        whole = hashlib.sha256()
+        """sha256 over the records, whatever their order and their files."""
+        lines = []
         for path in self.record_files():
             with path.open("rb") as file:
-                whole.update(f"{path.name}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        return f"sha256:{whole.hexdigest()}"
+                lines += [hashlib.sha256(line).digest() for line in file]
+        return f"sha256:{hashlib.sha256(b''.join(sorted(lines))).hexdigest()}"
 
     def update(self, **changes: Any) -> None:
         """Change fields of the manifest, in memory and on disk."""
