@@ -48,13 +48,9 @@ class Seen:
     prompt_cut: bool
     beyond_context: bool
     fragile: bool
+    headline: Read
     readings: dict[str, Read]
     """Extractor -> its reading, the headline first."""
-
-    @property
-    def headline(self) -> Read:
-        """The first reading."""
-        return next(iter(self.readings.values()))
 
 
 Records = dict[tuple[str, str], dict[str, list[Seen]]]
@@ -89,6 +85,7 @@ def scan(run: Run) -> Records:
 
 
 def _seen(record: ItemRecord) -> Seen:
+    readings = {reading.extractor: Read(reading.status, reading.score, reading.metric) for reading in record.readings}
     return Seen(
         seed=record.seed,
         subject=record.subject,
@@ -99,9 +96,8 @@ def _seen(record: ItemRecord) -> Seen:
         prompt_cut=record.truncated_prompt_tokens > 0,
         beyond_context=record.beyond_context_tokens > 0,
         fragile=record.fragile,
-        readings={
-            reading.extractor: Read(reading.status, reading.score, reading.metric) for reading in record.readings
-        },
+        headline=readings[record.headline.extractor],
+        readings=readings,
     )
 
 

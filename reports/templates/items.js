@@ -18,11 +18,13 @@ const show = () => {
   at("page-now").textContent = `page ${state.page + 1} of ${pages}`;
   at("page-back").disabled = state.page === 0;
   at("page-next").disabled = state.page === pages - 1;
-  const cards = chosen.slice(start, start + PAGE_SIZE).map(card);
+  const listed = chosen.slice(start, start + PAGE_SIZE);
+  const cards = listed.map(card);
   at("item-list").replaceChildren(...(cards.length ? cards : [make("p", "empty", "No item matches.")]));
   for (const [name, , counts] of KINDS) {
     at(`count-${name}`).textContent = items.filter((item) => inTask(item) && counts(item, state.students)).length;
   }
+  return Promise.all(listed.map(textsOf));
 };
 const change = (key, value) => {
   state[key] = value;
@@ -85,4 +87,4 @@ const buildFilters = () => {
 };
 
 buildFilters();
-show();
+await show();
