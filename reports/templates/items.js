@@ -52,7 +52,7 @@ const search = async (typed) => {
   if (!texts || state.words !== words) return;
   const scope = inChunks.length === items.length ? "all texts" : `the texts of ${inChunks.length} of ${items.length} items`;
   say(`· searched: ids, answers and ${scope}`);
-  change("matches", names.union ? names.union(texts) : new Set([...names, ...texts]));
+  change("matches", new Set([...names, ...texts]));
 };
 
 const option = (text, value) => Object.assign(make("option", "", text), { value });
@@ -74,6 +74,8 @@ const buildFilters = () => {
   let typing;
   at("filter-text").addEventListener("input", (event) => {
     clearTimeout(typing);
+    state.words = null; // stops a search for what stood there before
+    at("search-state").textContent = "· searching";
     typing = setTimeout(() => search(event.target.value), TYPING_MS);
   });
   at("filters").addEventListener("submit", (event) => event.preventDefault());
