@@ -53,6 +53,11 @@ class Seen:
     """Extractor -> its reading, the headline first."""
 
 
+def mean_score(records: Sequence[Seen]) -> float:
+    """Over an item's seeds; most items have one."""
+    return fmean(seen.headline.score for seen in records) if len(records) > 1 else records[0].headline.score
+
+
 Records = dict[tuple[str, str], dict[str, list[Seen]]]
 """(task, rung) -> item -> records by seed."""
 
@@ -129,7 +134,7 @@ def pair(task: str, rung: str, sides: Sequence[Records], labels: Sequence[str]) 
     for item in sorted(set().union(*found)):
         why = _why_unpaired([records.get(item, []) for records in found], labels)
         (left[why] if why else items).append(item)
-    scores = [[fmean(seen.headline.score for seen in records[item]) for records in found] for item in items]
+    scores = [[mean_score(records[item]) for records in found] for item in items]
     paired = Paired(
         items=tuple(items),
         subjects=tuple(found[0][item][0].subject for item in items),
