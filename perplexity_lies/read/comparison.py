@@ -29,7 +29,7 @@ from perplexity_lies.rungs import in_order
 if TYPE_CHECKING:
     import pandas
 
-FORMAT = 2
+COMPARISON_FORMAT = 2
 OVERALL = "overall"
 
 STATUS_CODES = {status: status.value[0] for status in Status}
@@ -322,10 +322,10 @@ def load_comparison(path: str | Path) -> Comparison:
     raw = read_json(path, wanted, mend)
     if not isinstance(raw, dict) or "format" not in raw:
         raise UsageError(wanted, found="JSON, but not a comparison (no 'format')", mend=mend)
-    if raw["format"] != FORMAT:
+    if raw["format"] != COMPARISON_FORMAT:
         raise UsageError(
             wanted,
-            found=f"format {str(raw['format'])[:20]}; this version of plies reads format {FORMAT}",
+            found=f"format {str(raw['format'])[:20]}; this version of plies reads format {COMPARISON_FORMAT}",
             mend="the compare or evaluate command that made it, again: what its runs hold is computed anew",
         )
     found = checked(Comparison, raw, wanted, mend)

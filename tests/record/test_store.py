@@ -18,7 +18,7 @@ from perplexity_lies.digests import content_key, short_key, without_defaults
 from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.files import write_whole
 from perplexity_lies.record.journal import Journal
-from perplexity_lies.record.manifest import FORMAT, CheckpointFacts, Manifest, SuiteFacts
+from perplexity_lies.record.manifest import CheckpointFacts, Manifest, SuiteFacts
 from perplexity_lies.record.records import ItemRecord, Reading, Status
 from perplexity_lies.record.store import open_run, start_run
 from perplexity_lies.rungs import GENERATION, LOGLIKELIHOOD
@@ -299,88 +299,7 @@ def test_any_label_gives_a_directory_in_out(tmp_path: Path, label: str) -> None:
     run.close()
 
 
-# --- what is not a run directory ------------------------------------------------------------------------------------
-
-
-def refused(path: Path) -> UsageError:
-    with pytest.raises(UsageError) as error:
-        open_run(path)
-    assert str(path) in error.value.asked and error.value.mend[0].startswith("plies evaluate")
-    return error.value
-
-
-def test_nothing_a_file_and_an_empty_directory_are_not_runs(tmp_path: Path) -> None:
-    assert refused(tmp_path / "none").found == ("nothing there",)
-    (tmp_path / "file").write_text("")
-    assert refused(tmp_path / "file").found == ("a file",)
-    assert refused(tmp_path).found == ("no manifest.json",)
-
-
-def test_folder_of_runs_names_the_runs_in_it(tmp_path: Path) -> None:
-    run = begin(tmp_path)
-    run.close()
-    assert run.path.name in refused(tmp_path).found[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("", "is not JSON"),
-        ("{", "is not JSON"),
-        ("[]", "states no format number"),
-        ("{}", "states no format number"),
-        (json.dumps({"format": "2"}), "states no format number"),
-    ],
-)
-def test_broken_manifest_says_what_is_wrong(tmp_path: Path, text: str, found: str) -> None:
-    (tmp_path / "manifest.json").write_text(text)
-    assert found in refused(tmp_path).found[0]
-
-
-def test_manifest_that_is_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_bytes(b"\xff\xfe{}")
-    assert "is not JSON" in refused(tmp_path).found[0]
-
-
-def test_run_of_another_format_says_which_command_repeats_it(tmp_path: Path) -> None:
-    old = {"format": 1, "checkpoint": {"name": "./student"}, "suite": {"name": "smoke", "limit": 50}}
-    run = tmp_path / "runs" / "smoke-student"
-    run.mkdir(parents=True)
-    (run / "manifest.json").write_text(json.dumps(old))
-    error = refused(run)
-    assert "made by format 1" in error.asked and f"reads format {FORMAT}" in error.found[0]
-    assert error.mend[0].startswith(f"plies evaluate ./student --suite smoke --limit 50 --out {tmp_path}")
-    for strange in ({"format": 99}, {"format": 1, "checkpoint": 5, "suite": []}):
-        (run / "manifest.json").write_text(json.dumps(strange))
-        assert "made by format" in refused(run).asked
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"suite": {}}, "suite lacks `name`"),
-        ({"complete": "yes"}, "complete should be a boolean"),
-        ({"suite": {"name": "s", "digest": "d", "limit": 2.5}}, "suite.limit should be an integer"),
-        ({"guard": {"batch size": {"passed": 1}}}, "guard.batch size"),
-        (
-            {"tasks": [{"name": "a", "rungs": {"loglikelihood": {"chance": "?"}}}]},
-            "tasks[0].rungs.loglikelihood.chance",
-        ),
-        ({"finished": True}, "unknown key 'finished'"),
-    ],
-)
-def test_manifest_with_a_wrong_value_names_its_place(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    (tmp_path / "manifest.json").write_text(json.dumps({**json.loads(MANIFEST.to_json()), **change}))
-    assert said in refused(tmp_path).asked
-
-
-# --- keys -----------------------------------------------------------------------------------------------------------
-
-
-def test_manifest_comes_back_equal(tmp_path: Path) -> None:
-    run = begin(tmp_path)
-    run.close()
-    assert open_run(run.path).manifest == MANIFEST
+# --- keys ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_option_at_its_default_changes_no_key() -> None:
