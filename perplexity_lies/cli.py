@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import tempfile
 import traceback
 from enum import StrEnum
 from pathlib import Path
@@ -224,11 +225,13 @@ def doctor(
 
     from perplexity_lies.guard.examine import examine
     from perplexity_lies.guard.examine import render as render_guard
+    from perplexity_lies.protocols.hygiene import quarantine
 
-    measured = examine(
-        checkpoint, engine=engine, tokenizer=tokenizer, device=device, dtype=dtype.value, allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="plies-guard-") as scratch, quarantine(Path(scratch) / "loading.log"):
+        measured = examine(
+            checkpoint, engine=engine, tokenizer=tokenizer, device=device, dtype=dtype.value, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
     Console().print(render_guard(measured))
     raise typer.Exit(EXIT_GATE_FAILED if measured.failed else 0)
 

@@ -1,12 +1,6 @@
-"""A checkpoint examined from the command line: load it, run the guard's full form, show what it measured.
-
-Knows nothing of exit codes or of runs.
-"""
+"""The guard from the command line (`plies doctor CHECKPOINT`): load a checkpoint, run every check, print a table."""
 
 from __future__ import annotations
-
-import tempfile
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,7 +10,6 @@ from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines import engine_of, open_engine
 from perplexity_lies.engines.base import EngineOptions
 from perplexity_lies.guard import Guarded, guard
-from perplexity_lies.protocols.hygiene import quarantine
 
 STATES = {True: Text("passed", style="green"), False: Text("FAILED", style="bold red"), None: Text("–", style="yellow")}
 
@@ -31,18 +24,16 @@ def examine(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Guarded:
-    """The guard's full form on `checkpoint`. Raises what resolving and loading it raise."""
+    """Load `checkpoint` and run the guard's full form on it. Raises what resolving and loading raise."""
     named = resolve(checkpoint, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
-    options = EngineOptions(device=device, dtype=dtype)
-    with tempfile.TemporaryDirectory(prefix="plies-guard-") as scratch, quarantine(Path(scratch) / "loading.log"):
-        return guard(open_engine(engine_of(engine, named), named, options), full=True)
+    return guard(open_engine(engine_of(engine, named), named, EngineOptions(device=device, dtype=dtype)), full=True)
 
 
 def render(found: Guarded) -> RenderableType:
-    """A table of checks with what each measured and its bar, and one sentence."""
+    """A table of the checks, what each measured and its tolerance, and one sentence."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("check", "", "measured", "bar", "what was done"):
-        table.add_column(column, overflow="fold", justify="right" if column in ("measured", "bar") else "left")
+    for column in ("check", "", "measured", "tolerance", "what was done"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("measured", "tolerance") else "left")
     for check in found.checks:
         numbers = ("" if value is None else f"{value:.2g}" for value in (check.measured, check.tolerance))
         table.add_row(Text(check.name), STATES[check.passed], *numbers, Text(check.detail, style="dim"))
