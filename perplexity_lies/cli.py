@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -182,8 +183,10 @@ def doctor(
 
     from perplexity_lies.guard.examine import examine
     from perplexity_lies.guard.examine import render as render_guard
+    from perplexity_lies.protocols.hygiene import quarantine
 
-    measured = examine(checkpoint, options)
+    with tempfile.TemporaryDirectory(prefix="plies-guard-") as scratch, quarantine(Path(scratch) / "loading.log"):
+        measured = examine(checkpoint, options)
     Console().print(render_guard(measured))
     raise typer.Exit(EXIT_GATE_FAILED if measured.failed else 0)
 
