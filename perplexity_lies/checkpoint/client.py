@@ -217,7 +217,7 @@ class Client:
         try:
             url = self.url + path
             reply = self._client.get(url) if body is None else self._client.post(url, json=body)
-        except (httpx.RequestError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
+        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last two: no possible host name
             raise Failed(0, f"{type(error).__name__}: {error}".rstrip(": ")) from error
         if reply.is_success:
             try:
