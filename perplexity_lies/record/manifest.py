@@ -12,7 +12,7 @@ from typing import Any
 
 from perplexity_lies.checked import Checked
 
-FORMAT = 2
+RUN_FORMAT = 2
 """Version of the run directory's layout. Format 1 had two protocols and one reading a record."""
 
 Plain = str | int | float | bool | None
@@ -100,7 +100,7 @@ class Rounding(Checked):
 class Manifest(Checked):
     """One run."""
 
-    format: int = FORMAT
+    format: int = RUN_FORMAT
     complete: bool = False
     """Whether every record that was asked for is here."""
     rungs: tuple[str, ...] = ()
