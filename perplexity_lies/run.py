@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from perplexity_lies.catalogue.mirror import Mirror, open_mirror
-from perplexity_lies.catalogue.suite import Suite, TaskSpec, load_suite
+from perplexity_lies.catalogue.suite import load_suite
+from perplexity_lies.catalogue.tasks import Suite, TaskSpec, rung_class
 from perplexity_lies.checkpoint.lookup import Checkpoint, resolve
 from perplexity_lies.digests import without_defaults
 from perplexity_lies.engines import engine_of, open_engine
@@ -24,7 +25,7 @@ from perplexity_lies.guard import guard, nats_by_key, weights_unchanged
 from perplexity_lies.installed import require, versions
 from perplexity_lies.options import RunOptions
 from perplexity_lies.progress import Reporter
-from perplexity_lies.protocols.base import Context, rung_class
+from perplexity_lies.protocols.base import Context
 from perplexity_lies.protocols.hygiene import quarantine
 from perplexity_lies.record.journal import Journal
 from perplexity_lies.record.manifest import Manifest, SuiteFacts, TaskFacts
@@ -159,7 +160,7 @@ class Work:
         if self.run.manifest.guard:
             return
         own = [task.items for task in self.suite.tasks if task.items is not None][:GUARD_PROMPTS]
-        found = guard(engine, prompts=[source.items(1)[0].question for source in own])
+        found = guard(engine, prompts=[source.load(self.mirror, 1)[0].question for source in own])
         self.run.update(
             guard=found.describe(),
             fingerprint=tuple(dataclasses.asdict(result) for result in found.fingerprint),
