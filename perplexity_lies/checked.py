@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -87,14 +88,22 @@ def _explained(kind: Any, raw: Any, where: str, mend: str, error: ValidationErro
             f"{place}: unknown key {str(name)[:FOUND_CHARACTERS]!r}{nearest(str(name), known)}",
             found=f"known keys: {', '.join(known)}", mend=mend or "spell it as one of these, or take it out",
         )  # fmt: skip
+    if fault["type"] == "value_error":
+        place, said_of_it = _joined(where, _spelled(path)), fault.get("ctx", {}).get("error", fault["msg"])
+        return UsageError(f"{place}: {said_of_it}", found=_shown(fault["input"]), mend=mend or "mend that value")
     said = list(dict.fromkeys(_wanted(each["msg"]) for each, at, _ in located if at == path))
-    shown = json.dumps(fault["input"], default=str, ensure_ascii=False)[:FOUND_CHARACTERS]
     wanted = " or ".join([said[0], *(other.removeprefix("should be ") for other in said[1:])])
-    return UsageError(f"{_joined(where, _spelled(path))} {wanted}", found=shown, mend=mend or "mend that value")
+    return UsageError(f"{_joined(where, _spelled(path))} {wanted}", found=_shown(fault["input"]), mend=mend or "mend that value")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)[:FOUND_CHARACTERS]
 
 
 def _wanted(message: str) -> str:
     """pydantic's message in the words of YAML: `should be an integer`."""
+    if message.startswith("Invalid JSON"):  # we wrote it ourselves, so it can only be this
+        return "holds half a surrogate pair, which is no text"
     for theirs, ours in (
         ("a valid integer", "an integer"),
         ("a valid array", "a list"),
@@ -102,7 +111,7 @@ def _wanted(message: str) -> str:
         ("object", "mapping"),
     ):
         message = message.replace(theirs, ours)
-    return message.removeprefix("Input ").replace("an mapping", "a mapping")
+    return re.sub(r"^(Input|String|Tuple|List|Dictionary|Value) ", "", message).replace("an mapping", "a mapping")
 
 
 def _joined(where: str, place: str) -> str:
