@@ -104,11 +104,9 @@ def test_replies_through_a_chat_template_equal_hf_generate(
 
 @pytest.mark.slow
 def test_stock_arc_equals_plain_evalscope(
-    shared_models: Path, opened: Opened, ask: Ask, tmp_path: Path, arc_only: Suite
+    shared_models: Path, hub: Path, opened: Opened, ask: Ask, tmp_path: Path, arc_only: Suite
 ) -> None:
-    checkpoint, hub = shared_models / "stories260K", shared_models.parent / "data" / "hub"
-    if not hub.is_dir():
-        pytest.skip("no ../shared/data/hub on this machine")
+    checkpoint = shared_models / "stories260K"
     ours = ask("generation", opened(checkpoint), arc_only, limit=4, data=hub)
     args = {"local_path": str(hub / "allenai" / "ai2_arc"), "few_shot_num": 0, "subset_list": ["ARC-Easy"]}
     reviews = plain_evalscope(checkpoint, "arc", args, 64, tmp_path, limit=4)
@@ -125,10 +123,7 @@ def arc_only(tmp_path: Path) -> Suite:
 
 
 @pytest.mark.slow
-def test_items_of_smoke_pair_across_rungs(shared_models: Path, opened: Opened, ask: Ask) -> None:
-    hub = shared_models.parent / "data" / "hub"
-    if not hub.is_dir():
-        pytest.skip("no ../shared/data/hub on this machine")
+def test_items_of_smoke_pair_across_rungs(shared_models: Path, hub: Path, opened: Opened, ask: Ask) -> None:
     engine, suite = opened(shared_models / "stories260K"), load_suite("smoke")
     named: dict[str, dict[str, list[str]]] = {}
     for protocol in ("loglikelihood", "generation"):
@@ -247,9 +242,7 @@ def test_task_that_evalscope_cannot_ask(
     assert error.value.found and mend in error.value.mend[0], str(error.value)
 
 
-def test_stock_task_on_a_mirror_pairs_across_rungs(
-    tiny_llama: Path, opened: Opened, ask: Ask, tmp_path: Path
-) -> None:
+def test_stock_task_on_a_mirror_pairs_across_rungs(tiny_llama: Path, opened: Opened, ask: Ask, tmp_path: Path) -> None:
     suite, engine = stock_suite(tmp_path), opened(tiny_llama)
     both = [ask(protocol, engine, suite, data=tmp_path / "hub") for protocol in ("loglikelihood", "generation")]
     assert [record.item for record in both[0]] == [record.item for record in both[1]] == ["q0", "q1", "q2", "q3"]
