@@ -23,7 +23,7 @@ from perplexity_lies.engines.endpoint import EndpointEngine
 from .server import MODEL, Service
 
 NATS = 1e-4
-UNSEEN: dict[str, Any] = {"smallest_margin": None}
+UNSEEN: dict[str, Any] = {"smallest_margin": None, "token_ids": ()}
 """What a server does not tell of a reply."""
 
 QUICK = Patience(attempts=4, first_wait_s=0.01, timeout_s=20.0)
