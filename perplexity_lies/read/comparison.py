@@ -22,7 +22,16 @@ from perplexity_lies.checked import Checked, checked
 from perplexity_lies.errors import UsageError
 from perplexity_lies.files import read_json, write_whole
 from perplexity_lies.read.frames import gap_lines, item_lines, pandas_frame, reply_lines
-from perplexity_lies.read.numbers import Bootstrap, Caution, GuardFailure, Side, TaskItems, TaskRow, Unpaired, guard_failures
+from perplexity_lies.read.numbers import (
+    Bootstrap,
+    Caution,
+    GuardFailure,
+    Side,
+    TaskItems,
+    TaskRow,
+    Unpaired,
+    guard_failures,
+)
 from perplexity_lies.read.stats.estimate import DECIMALS
 from perplexity_lies.read.wording import headline, notebook
 
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
     import pandas
 
 COMPARISON_FORMAT = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison(Checked):
@@ -72,7 +82,54 @@ class Comparison(Checked):
         return self.limit is not None
 
     @property
-    def rounded(value: Any) -> Any:
+    def guard_failures(self) -> tuple[GuardFailure, ...]:
+        """What the artifact guard found wrong; while there is any, the gaps are not a finding."""
+        return guard_failures(self.sides)
+
+    @property
+    def rows(self) -> tuple[TaskRow, ...]:
+        """The tasks, then the overall row where there is one."""
+        return self.tasks + ((self.overall,) if self.overall else ())
+
+    @property
+    def gaps(self) -> pandas.DataFrame:
+        """One row per task (then overall), rung and student; scores in percent, gaps in percentage points."""
+        return pandas_frame(gap_lines(self.rows, self.students))
+
+    @property
+    def items(self) -> pandas.DataFrame:
+        """One row per item, with score and status of every side on every rung."""
+        return pandas_frame(item_lines(self.items_of, self.sides))
+
+    @property
+    def replies(self) -> pandas.DataFrame:
+        """One row per record, with prompt, reply and answer, read from the run directories.
+
+        Raises MissingError where a run directory is no longer there.
+        """
+        return pandas_frame(reply_lines(self.sides))
+
+    def headline(self) -> str:
+        """What log-likelihood does or does not hide, in sentences that say no more than the intervals do."""
+        return headline(self.overall, self.students, self.guard_failures)
+
+    def _repr_html_(self) -> str:
+        return notebook(self.headline(), self.rows, self.sides)
+
+    def to_json(self, folder: Path | None = None) -> str:
+        """Canonical text: equal comparisons give equal bytes. Run directories stand relative to `folder`, or by name."""
+        plain = rounded(dataclasses.asdict(self))
+        for side in plain["sides"]:
+            side["run"] = os.path.relpath(side["run"], folder) if folder is not None else Path(side["run"]).name
+        return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+    def write(self, path: str | Path) -> Path:
+        """Write `to_json` to `path`, making its directory."""
+        path = Path(path)
+        return write_whole(path, self.to_json(path.parent))
+
+
+def rounded(value: Any) -> Any:
     """JSON content with every float at `DECIMALS`."""
     if isinstance(value, float):
         return round(value, DECIMALS) + 0.0  # + 0.0 makes -0.0 and 0.0 one

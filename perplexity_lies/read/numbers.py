@@ -174,63 +174,6 @@ class GuardFailure(NamedTuple):
     detail: str
 
 
-def guard_failures(self) -> tuple[GuardFailure, ...]:
-        """What the artifact guard found wrong; while there is any, the gaps are not a finding."""
-        return guard_failures(self.sides)
-
-    @property
-    def rows(self) -> tuple[TaskRow, ...]:
-        """The tasks, then the overall row where there is one."""
-        return self.tasks + ((self.overall,) if self.overall else ())
-
-    @property
-    def gaps(self) -> pandas.DataFrame:
-        """One row per task (then overall), rung and student; scores in percent, gaps in percentage points."""
-        from perplexity_lies.read.frames import gap_lines, pandas_frame
-
-        return pandas_frame(gap_lines(self))
-
-    @property
-    def items(self) -> pandas.DataFrame:
-        """One row per item, with score and status of every side on every rung."""
-        from perplexity_lies.read.frames import item_lines, pandas_frame
-
-        return pandas_frame(item_lines(self))
-
-    @property
-    def replies(self) -> pandas.DataFrame:
-        """One row per record, with prompt, reply and answer, read from the run directories.
-
-        Raises MissingError where a run directory is no longer there.
-        """
-        from perplexity_lies.read.frames import pandas_frame, reply_lines
-
-        return pandas_frame(reply_lines(self))
-
-    def headline(self) -> str:
-        """What log-likelihood does or does not hide, in sentences that say no more than the intervals do."""
-        from perplexity_lies.read.wording import headline
-
-        return headline(self)
-
-    def _repr_html_(self) -> str:
-        from perplexity_lies.read.wording import notebook
-
-        return notebook(self)
-
-    def to_json(self, folder: Path | None = None) -> str:
-        """Canonical text: equal comparisons give equal bytes. Run directories stand relative to `folder`, or by name."""
-        plain = rounded(dataclasses.asdict(self))
-        for side in plain["sides"]:
-            side["run"] = os.path.relpath(side["run"], folder) if folder is not None else Path(side["run"]).name
-        return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-
-    def write(self, path: str | Path) -> Path:
-        """Write `to_json` to `path`, making its directory."""
-        path = Path(path)
-        return write_whole(path, self.to_json(path.parent))
-
-
 def guard_failures(sides: tuple[Side, ...]) -> tuple[GuardFailure, ...]:
     """The checks that failed, side by side."""
     return tuple(
