@@ -43,7 +43,7 @@ HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 """Hosts that are reached without a proxy."""
 
-AGAIN = frozenset({408, 425, 429})
+RETRIED = frozenset({408, 425, 429})
 """HTTP statuses below 500 that are retried."""
 NOT_IMPLEMENTED = 501
 LOCKED = frozenset({401, 403})
@@ -249,7 +249,7 @@ def _give_up(state: tenacity.RetryCallState) -> Any:
 
 def may_pass(status: int) -> bool:
     """Whether a request with this HTTP status is worth another attempt."""
-    return status in AGAIN or (status >= 500 and status != NOT_IMPLEMENTED)
+    return status in RETRIED or (status >= 500 and status != NOT_IMPLEMENTED)
 
 
 def locked_out(url: str, error: Unanswered) -> MissingError:

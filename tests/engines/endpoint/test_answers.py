@@ -1,4 +1,4 @@
-"""The endpoint engine's answers are the torch engine's: of our own server over it, and of transformers' own."""
+"""The endpoint engine answers as the torch engine does: over our own test server, and over `transformers serve`."""
 
 from __future__ import annotations
 
