@@ -165,7 +165,7 @@ class ShownModel:
     model: Any
     """A transformers causal LM in eval mode, on its device."""
     dtype: str
-    """Of its weights: `float32`, `bfloat16`, `float16`."""
+    """Dtype of the weights: `float32`, `bfloat16`, `float16`."""
     threads: int
     """CPU threads the engine computes with."""
 

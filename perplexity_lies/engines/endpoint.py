@@ -101,7 +101,7 @@ class EndpointEngine(Engine):
 
     @property
     def has_chat_template(self) -> bool:
-        return not self.takes_messages and tokens.has_chat_template(self.tokenizer)
+        return not self.takes_messages and tokens.has_template(self.tokenizer)
 
     @property
     def takes_messages(self) -> bool:

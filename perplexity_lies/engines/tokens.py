@@ -21,7 +21,7 @@ UNSTATED_TOKENS = 1_000_000_000
 """A tokenizer without a stated context has a `model_max_length` above this in transformers."""
 
 
-def has_chat_template(tokenizer: Any) -> bool:
+def has_template(tokenizer: Any) -> bool:
     """Whether the checkpoint has a chat template."""
     return getattr(tokenizer, "chat_template", None) is not None
 
@@ -49,7 +49,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], add_generation_prom
 
     Raises CheckpointError when the template refuses them.
     """
-    if not has_chat_template(tokenizer):
+    if not has_template(tokenizer):
         return transcript(messages)
     try:
         rendered: str = tokenizer.apply_chat_template(

@@ -107,7 +107,7 @@ class TorchEngine(Engine):
 
     @property
     def has_chat_template(self) -> bool:
-        return tokens.has_chat_template(self.tokenizer)
+        return tokens.has_template(self.tokenizer)
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
         return tokens.encode(self.tokenizer, text, add_special_tokens)

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perplexity_lies.errors import MissingError, PliesError
-from perplexity_lies.read.comparison import Comparison, Side
+from perplexity_lies.read.numbers import Side
 from perplexity_lies.record.records import ItemRecord
 from perplexity_lies.record.store import Run, open_run
 
@@ -40,8 +40,8 @@ def open_side(side: Side) -> Run:
     return open_run(Path(side.run))
 
 
-def records_of(comparison: Comparison) -> Iterator[tuple[Side, ItemRecord]]:
+def records_of(sides: Sequence[Side]) -> Iterator[tuple[Side, ItemRecord]]:
     """Every record of every side, side by side. Raises as `open_side`."""
-    for side in comparison.sides:
+    for side in sides:
         for record in open_side(side).records():
             yield side, record
