@@ -40,7 +40,9 @@ def reviewed(score: dict[str, Any]) -> ItemRecord:
     reply = GenerateResult(key="k", text="9^9^9", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
     settings = Generation(metric="acc", max_new_tokens=4)
     wanted = Pass(task="gsm8k", settings=settings, seed=0, context=context, items=None)
-    question = Question(subset="s", index=0, item="i", subject="", messages=[{"role": "user", "content": "q"}], target="1")
+    question = Question(
+        subset="s", index=0, item="i", subject="", messages=[{"role": "user", "content": "q"}], target="1"
+    )
     return record_of(question, reply, {"sample_score": {"score": score}}, wanted)
 
 

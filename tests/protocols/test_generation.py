@@ -247,9 +247,7 @@ def test_task_that_evalscope_cannot_ask(
     assert error.value.found and mend in error.value.mend[0], str(error.value)
 
 
-def test_stock_task_on_a_mirror_pairs_across_rungs(
-    tiny_llama: Path, opened: Opened, ask: Ask, tmp_path: Path
-) -> None:
+def test_stock_task_on_a_mirror_pairs_across_rungs(tiny_llama: Path, opened: Opened, ask: Ask, tmp_path: Path) -> None:
     suite, engine = stock_suite(tmp_path), opened(tiny_llama)
     both = [ask(protocol, engine, suite, data=tmp_path / "hub") for protocol in ("loglikelihood", "generation")]
     assert [record.item for record in both[0]] == [record.item for record in both[1]] == ["q0", "q1", "q2", "q3"]
