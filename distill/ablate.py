@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from distill.effects import Effect, effect
+from perplexity_lies.read.stats.crossed import Effect, effect
 from distill.export import export_checkpoint
 from distill.measure import GENERATION, LOGLIKELIHOOD, PROTOCOLS, Measure, Scores, by_item, percent
 from distill.pipeline import Aligned, Teacher, Workshop, digest, mixer_name, write_json
