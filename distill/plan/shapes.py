@@ -26,11 +26,11 @@ from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, Qwen2Config,
 
 from distill.miniature.teacher import new_teacher
 from distill.miniature.tokenizer import build_tokenizer
-from distill.recipe.settings import LAYER_PLANS, StudentConfig, TeacherConfig
-from distill.students.convert import group_of
+from distill.recipe.settings import StudentConfig, TeacherConfig
+from distill.students.convert import attention_layers, group_of
 from distill.students.hybrid import ATTENTION, HybridConfig, HybridDecoderLayer, HybridForCausalLM
 from perplexity_lies.checkpoint.lookup import resolve
-from perplexity_lies.errors import CheckpointError, MissingError, UsageError, nearest
+from perplexity_lies.errors import CheckpointError, MissingError, nearest
 from suites.miniature.world import vocabulary
 
 _QWEN3 = {"vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8, "max_position_embeddings": 40_960}
@@ -115,15 +115,12 @@ def _directory(teacher: str) -> Path | None:
 
 
 def kept_layers(student: StudentConfig, layers: int) -> tuple[int, ...]:
-    """Layers that keep attention; where KL is to choose, the first ones stand for those it will choose.
+    """Layers that keep attention; where a selector is to choose, the first ones stand for those it will choose.
 
     Raises UsageError for layers that the teacher does not have.
     """
-    named = LAYER_PLANS[student.keep] if isinstance(student.keep, str) else student.keep
-    kept = tuple(range(named)) if isinstance(named, int) else tuple(sorted(set(named)))
-    if any(not 0 <= layer < layers for layer in kept):
-        raise UsageError("student.keep asks for layers that the teacher lacks", found=f"{kept} of {layers} layers")
-    return kept
+    kept = attention_layers(student, layers)
+    return tuple(range(kept)) if isinstance(kept, int) else kept
 
 
 def with_attention(config: HybridConfig, kept: tuple[int, ...]) -> HybridConfig:

@@ -112,3 +112,15 @@ def arm_recipe(grid: Grid, arm: Arm, seed: int) -> Recipe:
         for stage in recipe.stages
     )
     return dataclasses.replace(recipe, seed=recipe.seed + seed, stages=stages)
+
+
+def suite_of(grid: Grid) -> str:
+    """The suite on which the arms are measured. Raises UsageError when the recipe names none."""
+    suite = arm_recipe(grid, Arm(), grid.seeds[0]).suite
+    if not suite:
+        raise UsageError(
+            f"grid '{grid.name}' has nothing to measure its arms on",
+            found=f"recipe '{grid.recipe}' names no suite",
+            mend="set: [suite=miniature]",
+        )
+    return suite

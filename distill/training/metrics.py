@@ -72,6 +72,17 @@ def _wandb(directory: Path, step: int) -> Iterator[Log]:
 WRITERS: dict[str, Callable[[Path, int], Any]] = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
+def check_writers(report_to: Sequence[str]) -> None:
+    """Raises UsageError, with the nearest name, for a writer that is not in WRITERS."""
+    for name in report_to:
+        if name not in WRITERS:
+            raise UsageError(
+                f"--report-to {name}: no such writer{nearest(name, WRITERS)}",
+                found=f"known: {', '.join(WRITERS)}",
+                mend="--report-to tensorboard",
+            )
+
+
 @contextmanager
 def open_metrics(directory: Path, step: int, report_to: Sequence[str]) -> Iterator[Log]:
     """A function that writes a line of metrics to `directory`/metrics.jsonl and to those of WRITERS that are asked for.
@@ -81,11 +92,10 @@ def open_metrics(directory: Path, step: int, report_to: Sequence[str]) -> Iterat
     if not is_first():
         yield lambda line: None
         return
+    check_writers(report_to)
     with ExitStack() as stack:
         logs: list[Log] = [stack.enter_context(_jsonl(directory, step))]
         for name in report_to:
-            if name not in WRITERS:
-                raise UsageError(f"metrics to '{name}'{nearest(name, WRITERS)}", found=f"known: {', '.join(WRITERS)}")
             try:
                 logs.append(stack.enter_context(WRITERS[name](directory, step)))
             except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ An item that could not be measured (errored, refused) has no score and counts am
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Annotated
@@ -20,7 +20,7 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from perplexity_lies.checked import Checked
-from perplexity_lies.record.records import ItemRecord
+from perplexity_lies.record.records import ItemRecord, Status
 from perplexity_lies.record.store import Run
 from perplexity_lies.rungs import RUNGS
 
@@ -41,9 +41,20 @@ class RungScores(Checked):
             raise ValueError("no item was measured")
         return 100 * fmean(self.items.values())
 
-    def share(self, status: str) -> float:
-        """Percent of the records that have this status."""
-        return 100 * self.statuses.get(status, 0) / max(1, sum(self.statuses.values()))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLine:
+    """One task as a table shows it."""
+
+    task: str
+    items: int
+    """Items that were measured, on the rung that has most."""
+    percent: dict[str, float]
+    """Rung -> percent of its items; rungs on which nothing was measured are left out."""
+    unparsed: float | None
+    """Percent of the replies that ended by themselves and held no answer; None where no rung has replies."""
+    truncated: float | None
+    """Percent of the replies that their token budget cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +84,25 @@ class Scores(Checked):
         if not values:
             raise ValueError(f"no item was measured on rung {rung}")
         return 100 * fmean(values)
+
+    def lines(self) -> list[TaskLine]:
+        """A line for each task."""
+        return [_line(task, by_rung) for task, by_rung in self.tasks.items()]
+
+
+def _line(task: str, by_rung: Mapping[str, RungScores]) -> TaskLine:
+    statuses: Counter[str] = Counter()
+    for rung, found in by_rung.items():
+        if rung in RUNGS and RUNGS[rung].replies:
+            statuses.update(found.statuses)
+    replies = statuses.total()
+    return TaskLine(
+        task=task,
+        items=max((len(found.items) for found in by_rung.values()), default=0),
+        percent={rung: by_rung[rung].percent for rung in RUNGS if rung in by_rung and by_rung[rung].items},
+        unparsed=100 * statuses[Status.UNPARSED] / replies if replies else None,
+        truncated=100 * statuses[Status.TRUNCATED] / replies if replies else None,
+    )
 
 
 def scores_of(run: Run) -> Scores:

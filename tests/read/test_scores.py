@@ -32,9 +32,14 @@ SCORES = Scores(
 def test_items_of_different_tasks_stay_apart_and_each_counts_once() -> None:
     assert SCORES.items(LOGLIKELIHOOD) == {"sums/a": 1, "sums/b": 0, "sums/c": 1, "sums/d": 1, "facts/a": 0}
     assert SCORES.percent(LOGLIKELIHOOD) == 60 and SCORES.percent(GENERATION) == 25
-    replies = SCORES.tasks["sums"][GENERATION]
-    assert (replies.percent, replies.share("unparsed"), replies.share("truncated")) == (25, 25, 25)
     assert SCORES.rungs == (LOGLIKELIHOOD, GENERATION)
+
+
+def test_a_line_for_each_task_with_what_became_of_its_replies() -> None:
+    sums, facts = SCORES.lines()
+    assert (sums.task, sums.items, sums.percent) == ("sums", 4, {LOGLIKELIHOOD: 75, GENERATION: 25})
+    assert (sums.unparsed, sums.truncated) == (25, 25)
+    assert (facts.percent, facts.unparsed, facts.truncated) == ({LOGLIKELIHOOD: 0}, None, None)
 
 
 def test_a_rung_without_scores_has_no_average() -> None:
