@@ -1,21 +1,21 @@
-"""What a recipe will cost, before anything starts: steps, FLOPs, memory and hours of every stage on a named device.
+"""What a recipe will cost, before anything starts: steps, FLOPs, memory and hours of every stage on a device.
 
-FLOPs per token, with 2 per weight and product (N: matrix weights, the embedding apart; a backward pass costs 2N for the
-gradient of what came in and 2N for that of the weights trained):
+FLOPs per token: 2 per weight and product. N counts matrix weights without the embedding; a backward pass costs 2N for the
+gradient of the input and 2N for that of the trained weights:
 
     teacher     2N                              all stages but `pretrain` and sft
     student     2N + 2N + 2N_trained            stages 3 and pretrain; once more 2N with checkpoint_activations
                 the mixers' N, of all layers    stages 1 and 2 (an upper bound: their inputs, the teacher's, need no gradient)
-    head        2Vd for each of: teacher's logits, student's, gradient of what came in, of the weights if they are trained;
+    head        2Vd for each of: teacher's logits, student's logits, gradient of the input, of the weights if trained;
                 only where a token is scored (completions alone: COMPLETION_SHARE)
     attention   2 * length * heads * head_dim   causal, as if a document filled the row; twice more in a backward pass
-    mixing      what a pass of a mixer multiplies besides (`shapes.layer_cost`); twice more in a backward pass
+    mixing      a mixer's products besides its weights (`shapes.layer_cost`); twice more in a backward pass
 
     hours = FLOPs / (share * the device's peak)
 
-Memory is that of one process: float32 weights of teacher and student, gradient and optimiser state of what is trained,
-what autograd keeps of a micro-batch, and a chunk of logits. Everything is arithmetic over shapes: `share` is the one
-number that must be measured, and DEFAULT shares are planning estimates. Knows nothing of training.
+Memory is one process's: float32 weights of teacher and student, gradient and optimiser state of what is trained, what
+autograd keeps of a micro-batch, and a chunk of logits. Everything is arithmetic over shapes; only `share` must be measured,
+and the shares in DEVICES are planning estimates.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ from perplexity_lies.errors import MissingError, UsageError, nearest
 from perplexity_lies.files import read_json
 
 COMPLETION_SHARE = 0.8
-"""Share of the tokens that are scored where prompts are not: assumed (long answers to short prompts)."""
+"""Share of the tokens that are scored where prompts are not; assumed (long answers to short prompts)."""
 BYTES_PER_TOKEN = 4
-"""Of text in a file: a rough figure, for a warning."""
+"""Bytes of text per token, a rough figure for a warning."""
 CHUNKS_HELD = 3
-"""Logit chunks that live at the same time: the teacher's, the student's, the gradient."""
+"""Logit chunks in memory at the same time: the teacher's, the student's, the gradient."""
 PART_WORDS = ("teacher", "student", "head", "attention", "mixing")
 MEMORY_WORDS = ("weights", "optimiser", "activations", "logits")
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A processor's peak by its data sheet, dense, and how much of it training is expected to reach."""
+    """A processor's dense peak by its data sheet, and the share of it that training is expected to reach."""
 
     bf16_flops: float
-    """Per second."""
+    """FLOPs per second."""
     fp32_flops: float
     memory_bytes: float
-    """0 where it is not known."""
+    """0 = not known."""
     share: float = 0.2
-    """Of the peak, assumed where recurrences run. On GPUs: not measured; small matrices and kernels for the recurrence."""
+    """Assumed share of the peak where recurrences run. Not measured on GPUs; small matrices and kernels for the recurrence."""
     attention_share: float = 0.35
-    """The same where none runs, in `pretrain`."""
+    """Assumed share where no recurrence runs, in `pretrain`."""
 
 
 DEVICES = {
@@ -89,9 +89,9 @@ class StagePlan:
     trained: int
     """Parameters."""
     flops: Mapping[str, float]
-    """Of the whole stage, by PART_WORDS."""
+    """FLOPs of the whole stage, by PART_WORDS."""
     memory_bytes: Mapping[str, float]
-    """At the peak, by MEMORY_WORDS."""
+    """Bytes at the peak, by MEMORY_WORDS."""
     share: float
     hours: float
 
@@ -103,15 +103,15 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePlan:
-    """What generation keeps in memory, for one row; key/value cache in bf16."""
+    """Memory of generation for one row; key/value cache in bf16."""
 
     teacher_bytes_per_token: int
     student_bytes_per_token: int
     state_bytes: int
-    """Of all mixers, of fixed size."""
+    """State of all mixers, the same at any length."""
 
     def tokens_at(self, saved: float) -> float:
-        """Length at which the student's cache is smaller by the share `saved`; infinite where it never is."""
+        """Length from which the student's cache is smaller by the share `saved`; infinite where it never is."""
         gain = (1 - saved) * self.teacher_bytes_per_token - self.student_bytes_per_token
         return self.state_bytes / gain if gain > 0 else float("inf")
 
@@ -133,13 +133,13 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Of all stages."""
+        """Hours of all stages."""
         return sum(stage.hours for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's weights, and what its layers cost per token at one row length."""
+    """A model's weights, and the cost of its layers per token at one row length."""
 
     config: HybridConfig
     weights: Weights
@@ -157,13 +157,13 @@ class Model:
 
 
 class Scales:
-    """Weighs models, each layer type once for each length."""
+    """Costs models; each layer type is costed once per length."""
 
     def __init__(self) -> None:
         self._costs: dict[tuple[str, int], LayerCost] = {}
 
     def weigh(self, config: HybridConfig, length: int) -> Model:
-        """The model of this configuration; all must be of one teacher and one student."""
+        """The costs of this configuration; every call must be for the same teacher and student."""
         types = config.layer_types or ()
         for layer_type in set(types):
             if (layer_type, length) not in self._costs:
@@ -237,7 +237,7 @@ def shares_from(path: Path) -> dict[str, float]:
 
 
 def _data_warnings(recipe: Recipe) -> list[str]:
-    """Local files that are too small for the stages that read them."""
+    """A warning for each source of local files that is too small for the stages that read it."""
     needed: dict[str, float] = {}
     for stage in recipe.stages:
         shares = {stage.data: 1.0} if isinstance(stage.data, str) else stage.data

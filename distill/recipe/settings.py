@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from perplexity_lies.checked import Checked
 from perplexity_lies.errors import UsageError, nearest
@@ -203,7 +203,7 @@ class StageConfig(Checked):
 
     name: str
     kind: Kind
-    data: str | dict[str, Positive]
+    data: str | Annotated[dict[str, Positive], MinLen(1)]
     """Which of the recipe's data feeds it; or several with their shares of the documents."""
     data_seed: int = 0
     steps: Natural = 0

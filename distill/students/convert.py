@@ -16,13 +16,13 @@ from distill.students.hybrid import ATTENTION, KDA, MIXERS, HybridConfig, Hybrid
 from perplexity_lies.errors import UsageError, nearest
 
 FAMILIES = ("qwen3", "qwen2", "llama")
-"""`model_type` of the teachers that a student can be made of."""
+"""`model_type` of teachers that can have a student."""
 SHARED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
     "max_position_embeddings", "initializer_range", "rms_norm_eps", "tie_word_embeddings", "rope_parameters",
     "attention_dropout", "pad_token_id", "bos_token_id", "eos_token_id",
 )  # fmt: skip
-"""Fields of the configuration that a student has from its teacher."""
+"""Fields of the configuration that a student takes from its teacher."""
 PARTS: dict[str, Group] = {
     ".self_attn.": "attention",
     ".mlp.": "mlp",
@@ -85,9 +85,9 @@ def attention_layers(config: StudentConfig, layers: int) -> tuple[int, ...] | in
 
 
 def student_config(teacher: PreTrainedConfig, config: StudentConfig) -> HybridConfig:
-    """The configuration of a student of that teacher with a mixer in every layer.
+    """The configuration of a student of that teacher, with a mixer in every layer.
 
-    Raises UsageError for a teacher of another family, or with other layers than full attention.
+    Raises UsageError for a teacher of another family, or with layers other than full attention.
     """
     if teacher.model_type not in FAMILIES:
         raise UsageError(
@@ -122,8 +122,8 @@ def student_config(teacher: PreTrainedConfig, config: StudentConfig) -> HybridCo
 def new_student(teacher: PreTrainedModel, seed: int, config: StudentConfig) -> HybridForCausalLM:
     """A student with a mixer in every layer: MLPs, norms, embedding and the projections of `config.init` are the teacher's.
 
-    A mixer that is attention itself starts as the teacher's whatever `init` says. Weights are copies; the draw leaves
-    torch's generator as it was.
+    A mixer with `starts_as_attention` starts as the teacher's attention whatever `init` says. Weights are copies; torch's
+    generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

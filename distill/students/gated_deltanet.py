@@ -1,11 +1,10 @@
-"""Gated DeltaNet (arXiv 2412.06464) in the place of softmax attention: KDA's recurrence with one decay per head.
+"""Gated DeltaNet (arXiv 2412.06464) instead of softmax attention: KDA's recurrence with one decay per head.
 
     S_t = (I - beta_t k_t k_t^T) exp(g_t) S_{t-1} + beta_t k_t v_t^T        o_t = scale * S_t^T q_t
 
-with g = -exp(A_log) * softplus(a_proj x + dt_bias). Departs from the publication as our KDA does: no SiLU after the
-convolution, a norm before the gate only where asked for, and a bias in the gate's projection, so that it can start open.
+with g = -exp(A_log) * softplus(a_proj x + dt_bias). Differs from the publication as our KDA does: no SiLU after the
+convolution, a norm before the gate only with `output_norm`, and a bias in the gate's projection, so that it can start open.
 KL-guided selection's students (ICLR 2026) have neither convolution (`short_conv: false`) nor that start.
-Its state: a `RecurrentState`. Knows nothing of padding, which `base.py` takes away.
 """
 
 from __future__ import annotations

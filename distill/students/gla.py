@@ -1,11 +1,10 @@
-"""GLA: gated linear attention (arXiv 2312.06635) in the place of softmax attention.
+"""GLA: gated linear attention (arXiv 2312.06635) instead of softmax attention.
 
     S_t = Diag(exp g_t) S_{t-1} + k_t v_t^T        o_t = scale * S_t^T q_t
 
-with a log decay per key channel, g = logsigmoid(gk_b(gk_a x)) / 16, its projection of rank 16. Departs from the publication
-as our KDA does: a convolution (without SiLU) where asked for, a norm before the gate only where asked for, and a bias in
-the gate's projection, so that it can start open. Its state: a `RecurrentState`.
-Knows nothing of padding, which `base.py` takes away.
+with a log decay per key channel, g = logsigmoid(gk_b(gk_a x)) / 16, its projection of rank 16. Differs from the publication
+as our KDA does: a convolution (without SiLU) with `short_conv`, a norm before the gate only with `output_norm`, and a bias in
+the gate's projection, so that it can start open.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from distill.students.base import MixerConfig, RecurrentMixer
 
 DECAY_RANK = 16
 DECAY_DIVISOR = 16
-"""What the log of the sigmoid is divided by, so that decays start near 1."""
+"""Divides the log-sigmoid, so that decays start near 1."""
 
 
 class GatedLinearAttention(RecurrentMixer):

@@ -1,11 +1,10 @@
-"""KDA: Kimi Delta Attention (arXiv 2510.26692), as GenDistill puts it in the place of softmax attention.
+"""KDA: Kimi Delta Attention (arXiv 2510.26692), as GenDistill uses it instead of softmax attention.
 
     S_t = (I - beta_t k_t k_t^T) Diag(exp g_t) S_{t-1} + beta_t k_t v_t^T        o_t = scale * S_t^T q_t
 
 with a log decay per key channel, g = -exp(A_log) * softplus(f_b(f_a x) + dt_bias), and low-rank decay and gate
-projections of rank head_dim. Departs from the publication as GenDistill does: no SiLU after the convolution, no output
-norm, SiLU instead of sigmoid in the gate. Its state: a `RecurrentState`.
-Knows nothing of padding, which `base.py` takes away.
+projections of rank head_dim. Differs from the publication as GenDistill does: no SiLU after the convolution, no output
+norm, SiLU instead of sigmoid in the gate.
 """
 
 from __future__ import annotations

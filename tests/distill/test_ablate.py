@@ -118,6 +118,14 @@ def test_a_damaged_grid_is_refused(damage: str, message: str, tmp_path: Path) ->
     assert caught.value.found and caught.value.mend
 
 
+def test_a_seed_that_the_grid_lacks_is_refused(tmp_path: Path) -> None:
+    grid = Grid(name="g", recipe="miniature", arms={"a": Arm()}, seeds=(0, 1))
+    with pytest.raises(UsageError, match="no seed 77"):
+        run_grid(
+            grid, tmp_path, device="cpu", measure=lambda path: scores([], []), seeds=[77], console=Console(quiet=True)
+        )
+
+
 @pytest.mark.parametrize(
     ("overlay", "message"),
     [

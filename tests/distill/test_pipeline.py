@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from distill.cli import app
 from distill.curve import Point, best_point
 from distill.export import load_exported
 from distill.pages.cards import count_parameters
@@ -24,7 +25,7 @@ from distill.recipe.settings import Recipe
 from distill.training.train import TrainingError
 from distill.workshop import Workshop
 from perplexity_lies.checked import checked
-from perplexity_lies.errors import UsageError
+from perplexity_lies.errors import PliesError, UsageError
 from perplexity_lies.in_the_loop import measurer
 from perplexity_lies.read.scores import Scores
 from suites.miniature.catalogue import TASKS, all_items
@@ -219,26 +220,33 @@ def test_the_best_by_generation_is_what_is_exported(recipe_of: MakeRecipe, tmp_p
     assert checked(Scores, student, "scores.json").percent("generation") == best
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    bad = tmp_path / "bad.yaml"
-    bad.write_text("name: x\nsed: 1\n")
-    cases = [
-        (["run", str(bad)], 2, "unknown key 'sed'"),
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
         (["run", "nonesuch"], 3, "no recipe 'nonesuch'"),
         (["run", "miniature", "--set", "stage3c.lr=1"], 2, "no 'stage3c'"),
         (["run", "miniature", "--set", "student.mixer=mamba"], 2, "did you mean 'mamba2'"),
         (["run", "miniature", "--report-to", "tensorbord"], 2, "did you mean 'tensorboard'"),
-        (["run", "miniature", "--teacher", "nowhere"], 3, "nowhere"),
+        (["run", "miniature", "--teacher", "nowhere", "--set", "suite="], 3, "nowhere"),
         (["run", "miniature", "--device", "gpu"], 2, "'gpu' is not a device"),
         (["run", "miniature", "--device", "cuda:99"], 3, "--device cuda:99 was asked for"),
         (["ablate", "nonesuch"], 3, "bundled grids: miniature-findings"),
-        (["ablate", "miniature-findings", "--seed", "77"], 2, "no seed 77"),
-    ]
-    for arguments, code, message in cases:
-        command = [sys.executable, "-m", "perplexity_lies.cli", "distill", *arguments, "--out", str(tmp_path / "out")]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (code, ""), done.stderr
-        assert message in done.stderr and "Traceback" not in done.stderr
+    ],
+)
+def test_a_command_refuses_before_it_trains(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PliesError) as caught:
+        app([*arguments, "--out", str(tmp_path / "out")], standalone_mode=False, obj=measurer)
+    assert message in str(caught.value) and caught.value.exit_code == code
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("name: x\nsed: 1\n")
+    command = [sys.executable, "-m", "perplexity_lies.cli", "distill", "run", str(bad), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "unknown key 'sed'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_embedded_pair_is_small_and_whole() -> None:
