@@ -125,8 +125,8 @@ def run(
         _show(scores, out)
 
 
-@app.command(epilog="plies distill plan gendistill-qwen3-0.6b --device h200")
-def plan(
+@app.command("plan", epilog="plies distill plan gendistill-qwen3-0.6b --device h200")
+def show_plan(
     recipe: RecipeArgument,
     device: Annotated[str, typer.Option("--device", help="A device of the plan's table, such as h200.")] = "h200",
     teacher: TeacherOption = None,
@@ -140,12 +140,11 @@ def plan(
     from rich.console import Console
 
     from distill.pages.plans import render_plan
-    from distill.plan.cost import plan as make_plan
-    from distill.plan.cost import shares_from
+    from distill.plan.cost import plan, shares_from
     from distill.recipe.files import load_recipe
 
     shares = None if measured is None else shares_from(measured)
-    Console().print(render_plan(make_plan(load_recipe(recipe, _settings(teacher, settings)), device, shares)))
+    Console().print(render_plan(plan(load_recipe(recipe, _settings(teacher, settings)), device, shares)))
 
 
 @app.command(epilog="plies distill ablate miniature-findings --out build/findings")
