@@ -7,7 +7,11 @@ Comparison, report, gate and terminal go through this table in its order, and th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 LOGLIKELIHOOD = "loglikelihood"
 GENERATION = "generation"
@@ -24,7 +28,7 @@ class Rung:
     short: str
     """Where there is little room: `log-lik`."""
     clause: str
-    """What the checkpoint was made to do, before `the student is ...`: `by log-likelihood`."""
+    """What the checkpoint was made to do, before `the student is ...`: `by log-likelihood`, `asked to generate,`."""
     replies: bool
     """Whether the checkpoint writes a reply; otherwise it ranks answers that are given."""
     home: str
@@ -55,12 +59,21 @@ RUNGS = {
             home="perplexity_lies.protocols.loglikelihood:Loglikelihood", colour="#2f8fd0", symbol="circle",
         ),
         Rung(
-            name=GENERATION, title="generation", short="gen.", clause="asked to generate", replies=True,
+            name=GENERATION, title="generation", short="gen.", clause="asked to generate,", replies=True,
             home="perplexity_lies.protocols.generation:Generation", colour="#d9601a", symbol="square",
         ),
     )
 }  # fmt: skip
 """Rung by name, in the order in which they are asked and shown."""
+
+
+def in_order(by_rung: Mapping[str, T]) -> dict[str, T]:
+    """The same by rung in the order of the table. Raises ValueError for a rung that it lacks."""
+    unknown = set(by_rung) - set(RUNGS)
+    if unknown:
+        raise ValueError(f"there is no rung {sorted(unknown)[0]!r}; rungs: {', '.join(RUNGS)}")
+    return {name: by_rung[name] for name in RUNGS if name in by_rung}
+
 
 HIDDEN_GAP = Contrast(
     name="hidden gap", title="hidden gap", of=GENERATION, minus=LOGLIKELIHOOD, colour="#8b6fc4", symbol="diamond"

@@ -1,21 +1,24 @@
-"""Protocols: the ways to ask. Each is one file that alone imports its evaluation library, reached through this table."""
+"""The rungs, a file each: their settings and who asks. A door is the only file that imports its evaluation library.
+
+ask("generation", engine, suite, context)   ->   records of the tasks that have the rung
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
-from perplexity_lies.errors import from_table
-from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD
+from perplexity_lies.catalogue.tasks import Suite, rung_settings
+from perplexity_lies.record.records import ItemRecord
 
-PROTOCOL_RUNNERS = {
-    LOGLIKELIHOOD: "perplexity_lies.protocols.loglikelihood:run",
-    GENERATION: "perplexity_lies.protocols.generation:run",
-}
-"""Protocol -> `module:function`, called with (engine, suite, Context)."""
+if TYPE_CHECKING:
+    from perplexity_lies.engines.base import Engine
+    from perplexity_lies.protocols.base import Context
 
 
-def runner(protocol: str) -> Callable[..., Any]:
-    """The function that runs `protocol`. Raises MissingError, naming the extra, when its library is absent."""
-    found: Callable[..., Any] = from_table(PROTOCOL_RUNNERS[protocol], f"the protocol {protocol!r} cannot run", "eval")
-    return found
+def ask(rung: str, engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
+    """Records of every item of the tasks of `suite` that have `rung`, in the suite's order.
+
+    Raises MissingError, naming the extra, when the library that asks is absent.
+    """
+    narrowed = suite.on(rung)
+    return rung_settings(rung).ask(engine, narrowed, context) if narrowed.tasks else []

@@ -1,114 +1,175 @@
-"""Records of a teacher and of its student, paired by item.
+"""Records of a baseline and its students, paired by item.
 
-Records pair when task, item, protocol, metric and prompt hash agree on both sides and both checkpoints could be asked.
-`errored` and `refused` records are no measurement and never pair; `unparsed`, `truncated` and `degenerate` ones are
-replies, and count with the score that the library gave them. What does not pair is listed with its reason.
+Records pair when task, item, rung, metric, prompt hash and reference agree on all sides and every checkpoint could be
+measured. `errored` and `refused` records are no measurement and never pair; `unparsed`, `truncated` and `degenerate` ones
+are replies, and count with the score that the extractor gave them. What does not pair is listed with its reason.
 
-Knows nothing of statistics or of how the items are shown.
+Texts are dropped as the records stream by, so that memory grows with the number of records, not with their length.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
+from perplexity_lies.digests import sha256_text
 from perplexity_lies.errors import UsageError
-from perplexity_lies.read.comparison import SIDES, Unpaired
+from perplexity_lies.read.numbers import Unpaired
 from perplexity_lies.read.stats.bootstrap import Floats
-from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, PROTOCOLS, UNMEASURED, ItemRecord
+from perplexity_lies.record.records import ItemRecord, Status
 from perplexity_lies.record.store import Run
+from perplexity_lies.rungs import RUNGS, Contrast
 
-HIDDEN = "hidden gap"
 
-Records = dict[tuple[str, str], dict[str, list[ItemRecord]]]
-"""(task, protocol) -> item -> records by seed."""
-Sides = dict[str, Records]
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A reading without its texts."""
+
+    status: Status
+    score: float
+    metric: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A record without its texts."""
+
+    seed: int
+    subject: str
+    prompt_sha256: str
+    gold: str
+    """Hash of the reference."""
+    measured: bool
+    reply_cut: bool
+    prompt_cut: bool
+    beyond_context: bool
+    fragile: bool
+    readings: dict[str, Read]
+    """Extractor -> its reading, the headline first."""
+
+    @property
+    def headline(self) -> Read:
+        """The first reading."""
+        return next(iter(self.readings.values()))
+
+
+Records = dict[tuple[str, str], dict[str, list[Seen]]]
+"""(task, rung) -> item -> records by seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """One task under one protocol: the items that pair, in sorted order."""
+    """One task on one rung: the items that pair, in sorted order."""
 
     items: tuple[str, ...]
     subjects: tuple[str, ...]
     scores: Floats
-    """[n, 2]: teacher, student; in [0, 1], mean over seeds."""
+    """[n, sides], in [0, 1], mean over seeds."""
 
 
-def group(run: Run) -> Records:
-    grouped: defaultdict[tuple[str, str], defaultdict[str, list[ItemRecord]]]
-    grouped = defaultdict(lambda: defaultdict(list))
+def scan(run: Run) -> Records:
+    """All records of a run, without their texts. Raises UsageError where two records of one item have the same seed."""
+    grouped: defaultdict[tuple[str, str], defaultdict[str, list[Seen]]] = defaultdict(lambda: defaultdict(list))
     for record in run.records():
-        grouped[record.task, record.protocol][record.item].append(record)
-    for (task, protocol), items in grouped.items():
+        grouped[record.task, record.rung][record.item].append(_seen(record))
+    for (task, rung), items in grouped.items():
         for item, records in items.items():
-            records.sort(key=lambda record: record.seed)
-            if len({record.seed for record in records}) < len(records):
+            records.sort(key=lambda seen: seen.seed)
+            if len({seen.seed for seen in records}) < len(records):
                 raise UsageError(
                     f"the run {str(run.path)!r} cannot be read",
-                    found=f"two records for task {task!r}, item {item!r}, {protocol}, same seed",
+                    found=f"two records for task {task!r}, item {item!r}, {rung}, same seed",
                     mend="delete the run directory and evaluate again",
                 )
     return {key: dict(items) for key, items in grouped.items()}
 
 
-def _why_unpaired(teacher: list[ItemRecord], student: list[ItemRecord]) -> str:
-    """Empty where the two sides pair."""
-    if not teacher or not student:
-        return f"only in the {'teacher' if teacher else 'student'}'s run"
-    both = teacher + student
-    if len({record.prompt_sha256 for record in both}) > 1:
-        return "prompt differs"
-    if len({record.metric for record in both}) > 1:
-        return "metric differs"
-    if len({(record.gold, record.gold_index) for record in both}) > 1:
-        return "reference answer differs"
-    for side, records in zip(SIDES, (teacher, student), strict=True):
-        for record in records:
-            if record.status in UNMEASURED:
-                return f"{side}'s record is {record.status}"
+def _seen(record: ItemRecord) -> Seen:
+    return Seen(
+        seed=record.seed,
+        subject=record.subject,
+        prompt_sha256=record.prompt_sha256,
+        gold=sha256_text(f"{record.gold_index}\n{record.gold}"),
+        measured=record.measured,
+        reply_cut=record.finish_reason == "length",
+        prompt_cut=record.truncated_prompt_tokens > 0,
+        beyond_context=record.beyond_context_tokens > 0,
+        fragile=record.fragile,
+        readings={
+            reading.extractor: Read(reading.status, reading.score, reading.metric) for reading in record.readings
+        },
+    )
+
+
+def _why_unpaired(found: Sequence[list[Seen]], labels: Sequence[str]) -> str:
+    """Empty where all sides pair."""
+    there = [label for label, records in zip(labels, found, strict=True) if records]
+    if len(there) < len(labels):
+        return f"only in the {' and the '.join(there)}'s run"
+    every = [seen for records in found for seen in records]
+    for what, differs in (
+        ("prompt", {seen.prompt_sha256 for seen in every}),
+        ("metric", {seen.headline.metric for seen in every}),
+        ("reference answer", {seen.gold for seen in every}),
+    ):
+        if len(differs) > 1:
+            return f"{what} differs"
+    for label, records in zip(labels, found, strict=True):
+        for seen in records:
+            if not seen.measured:
+                return f"{label}'s record is {seen.headline.status}"
     return ""
 
 
-def pair(task: str, protocol: str, sides: Sides) -> tuple[Paired, list[Unpaired]]:
-    teacher, student = (sides[side].get((task, protocol), {}) for side in SIDES)
+def pair(task: str, rung: str, sides: Sequence[Records], labels: Sequence[str]) -> tuple[Paired, list[Unpaired]]:
+    """The items of a task that pair on a rung, and those that do not, with the reason."""
+    found = [records.get((task, rung), {}) for records in sides]
     left: defaultdict[str, list[str]] = defaultdict(list)
     items: list[str] = []
-    for item in sorted(teacher.keys() | student.keys()):
-        why = _why_unpaired(teacher.get(item, []), student.get(item, []))
+    for item in sorted(set().union(*found)):
+        why = _why_unpaired([records.get(item, []) for records in found], labels)
         (left[why] if why else items).append(item)
-    scores = [[fmean(record.score for record in side[item]) for side in (teacher, student)] for item in items]
+    scores = [[fmean(seen.headline.score for seen in records[item]) for records in found] for item in items]
     paired = Paired(
         items=tuple(items),
-        subjects=tuple(teacher[item][0].subject for item in items),
-        scores=np.array(scores, dtype=np.float64).reshape(-1, 2),
+        subjects=tuple(found[0][item][0].subject for item in items),
+        scores=np.array(scores, dtype=np.float64).reshape(-1, len(sides)),
     )
-    return paired, [Unpaired(task=task, what=protocol, reason=why, items=tuple(left[why])) for why in sorted(left)]
+    return paired, [Unpaired(task=task, what=rung, reason=why, items=tuple(left[why])) for why in sorted(left)]
 
 
-def left_of_hidden(task: str, pairs: dict[str, Paired]) -> list[Unpaired]:
-    by_loglikelihood, generated = (set(pairs[protocol].items) for protocol in PROTOCOLS)
-    reasons = {
-        "paired by log-likelihood only": by_loglikelihood - generated,
-        "paired by generation only": generated - by_loglikelihood,
-    }
-    return [
-        Unpaired(task=task, what=HIDDEN, reason=reason, items=tuple(sorted(items)))
-        for reason, items in reasons.items()
-        if items
+def reread(paired: Paired, extractor: str, records: Sequence[dict[str, list[Seen]]]) -> Paired:
+    """The same items scored by another extractor; those that it did not read on every side are left out."""
+    kept = [
+        i
+        for i, item in enumerate(paired.items)
+        if all(extractor in seen.readings for side in records for seen in side[item])
     ]
+    items = tuple(paired.items[i] for i in kept)
+    scores = [[fmean(seen.readings[extractor].score for seen in side[item]) for side in records] for item in items]
+    return Paired(
+        items=items,
+        subjects=tuple(paired.subjects[i] for i in kept),
+        scores=np.array(scores, dtype=np.float64).reshape(-1, len(records)),
+    )
 
 
-def four_cells(pairs: dict[str, Paired]) -> Paired:
-    """Items with all four scores: columns (LL teacher, LL student, generation teacher, generation student)."""
-    first, second = pairs[LOGLIKELIHOOD], pairs[GENERATION]
+def both(contrast: Contrast, pairs: dict[str, Paired]) -> tuple[Paired, list[tuple[str, tuple[str, ...]]]]:
+    """Items paired on both rungs of a contrast, scores [n, 2 * sides] (subtracted rung first); and those on one, by reason."""
+    first, second = pairs[contrast.minus], pairs[contrast.of]
     common = set(first.items) & set(second.items)
     rows = [[i for i, item in enumerate(paired.items) if item in common] for paired in (first, second)]
-    return Paired(
+    left = [
+        (f"paired by {RUNGS[name].title} only", tuple(sorted(set(pairs[name].items) - common)))
+        for name in (contrast.minus, contrast.of)
+    ]
+    paired = Paired(
         items=tuple(first.items[i] for i in rows[0]),
         subjects=tuple(first.subjects[i] for i in rows[0]),
         scores=np.hstack([first.scores[rows[0]], second.scores[rows[1]]]),
     )
+    return paired, [(reason, items) for reason, items in left if items]

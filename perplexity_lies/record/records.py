@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from perplexity_lies.checked import Checked, adapter
 
@@ -140,7 +142,7 @@ class ItemRecord(Checked):
     @classmethod
     def from_json(cls, line: str | bytes) -> ItemRecord:
         """Inverse of `to_json`. Raises ValueError on text that is not a record."""
-        found: ItemRecord = adapter(cls).validate_json(line)
+        found: ItemRecord = adapter(typing.cast(Any, cls)).validate_json(line)
         return found
 
 

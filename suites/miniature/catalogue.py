@@ -32,6 +32,13 @@ def all_items() -> dict[str, list[Item]]:
     return make_items(make_world(), {task: settings["items"] for task, settings in TASKS.items()})
 
 
+def task_items(task: str, count: int | None = None) -> list[Item]:
+    """The generator `miniature`: the items of one task, or `count` items made anew. Raises ValueError for another task."""
+    if task not in TASKS:
+        raise ValueError(f"the miniature world has no task {task!r}: {', '.join(TASKS)}")
+    return make_items(make_world(), {task: count or TASKS[task]["items"]})[task]
+
+
 def write_files(directory: Path = HERE) -> list[Path]:
     """Writes `tasks.json` and `items/<task>.jsonl` under `directory`; returns the paths."""
     (directory / "items").mkdir(parents=True, exist_ok=True)

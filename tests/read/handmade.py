@@ -1,29 +1,39 @@
 """Run directories made by hand: manifest and records as the run wing writes them. Standard library and records only."""
 
+import dataclasses
 import json
 import random
 from pathlib import Path
 
-from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, ItemRecord, Status, dump_records, sha256_text
+from perplexity_lies.digests import sha256_text
+from perplexity_lies.record.records import ItemRecord, Reading, Status, dump_records
+from perplexity_lies.rungs import GENERATION, LOGLIKELIHOOD, RUNGS
+
+READING = {field.name for field in dataclasses.fields(Reading)}
 
 
-def record(task, item, protocol, score, **more):
-    """A record with everything that the test does not care for filled in."""
+def record(task, item, rung, score, **more):
+    """A record with one reading and everything that the test does not care for filled in."""
     prompt = more.pop("prompt", f"question {item}")
-    defaults = {"status": Status.SCORED, "metric": "acc", "gold": "g", "prompt_sha256": sha256_text(prompt)}
-    if protocol == GENERATION:
+    read = {"status": Status.SCORED, "metric": "acc", "extractor": "handmade@1"}
+    read |= {name: more.pop(name) for name in list(more) if name in READING}
+    defaults = {"gold": "g", "prompt_sha256": sha256_text(prompt)}
+    if rung == GENERATION:
         defaults |= {"finish_reason": "stop", "text": "a reply", "completion_tokens": 3}
-    return ItemRecord(task=task, item=item, protocol=protocol, prompt=prompt, score=score, **{**defaults, **more})
+    others = more.pop("readings", ())
+    readings = (Reading(score=score, **read), *others)
+    return ItemRecord(task=task, item=item, rung=rung, prompt=prompt, readings=readings, **{**defaults, **more})
 
 
 def write_run(path: Path, records, *, name="teacher", tasks=None, **changes) -> Path:
     """A run directory at `path`; `changes` are merged over the manifest, section by section."""
     manifest = {
-        "format": 1,
+        "format": 2,
         "complete": True,
-        "checkpoint": {"name": name, "digest": f"sha256:{sha256_text(name)}", "weights_digest": sha256_text(name),
-                       "tokenizer_digest": "t", "config_digest": "c", "model_type": "qwen3", "parameters": 819712,
-                       "dtype": "bfloat16"},
+        "rungs": [rung for rung in RUNGS if any(found.rung == rung for found in records)],
+        "checkpoint": {"name": name, "kind": "local", "digest": f"sha256:{sha256_text(name)}",
+                       "weights_digest": sha256_text(name), "tokenizer_digest": "t", "config_digest": "c",
+                       "model_type": "qwen3", "parameters": 819712, "dtype": "bfloat16"},
         "suite": {"name": "miniature", "digest": "sha256:5u17e", "limit": None, "title": "Miniature"},
         "settings": {"engine": "torch", "device": "cpu", "dtype": "float32", "seed": 0},
         "versions": {"perplexity-lies": "0.1.0", "torch": "2.13.0", "lm-eval": "0.4.13", "evalscope": "1.14.1"},
@@ -36,17 +46,17 @@ def write_run(path: Path, records, *, name="teacher", tasks=None, **changes) -> 
     (path / "manifest.json").write_text(json.dumps(manifest))
     files: dict[tuple[str, str], list[ItemRecord]] = {}
     for found in records:
-        files.setdefault((found.task, found.protocol), []).append(found)
-    for number, ((_, protocol), found) in enumerate(files.items()):
-        (path / "records" / f"{number:03}.{protocol}.jsonl").write_text(dump_records(found), encoding="utf-8")
+        files.setdefault((found.task, found.rung), []).append(found)
+    for number, ((_, rung), found) in enumerate(files.items()):
+        (path / "records" / f"{number:03}.{rung}.jsonl").write_text(dump_records(found), encoding="utf-8")
     return path
 
 
 def scores_run(path: Path, scores, **more) -> Path:
-    """A run from `{(task, protocol): [score, ...]}`; items are numbered."""
+    """A run from `{(task, rung): [score, ...]}`; items are numbered."""
     records = [
-        record(task, f"{i:05}", protocol, float(score))
-        for (task, protocol), column in scores.items()
+        record(task, f"{i:05}", rung, float(score))
+        for (task, rung), column in scores.items()
         for i, score in enumerate(column)
     ]
     return write_run(path, records, **more)
@@ -99,9 +109,9 @@ def _two_records(rng, task, item, right_ranked, right_generated):
 def demo_pair(folder: Path, *, items: int = 60, limit: int | None = None) -> tuple[Path, Path]:
     """Runs of a teacher and of a student that ranks nearly as well and generates much worse, over five tasks."""
     tasks = [
-        {"name": name, "title": title,
-         "loglikelihood": {"metric": "acc", "source": "lm-eval, 0-shot", "chance": 0.25},
-         "generation": {"metric": "acc", "source": "evalscope, 0-shot"}}
+        {"name": name, "title": title, "rungs": {
+            "loglikelihood": {"metric": "acc", "source": "lm-eval, 0-shot", "chance": 0.25},
+            "generation": {"metric": "acc", "source": "evalscope, 0-shot"}}}
         for name, (title, *_) in TASKS.items()
     ]  # fmt: skip
     runs = []

@@ -12,18 +12,16 @@ from hypothesis import strategies as st
 from perplexity_lies.read.stats.bootstrap import (
     BOOTSTRAP,
     CLUSTER_BOOTSTRAP,
-    GAP,
-    HIDDEN_GAP,
-    NO_INTERVAL,
+    CONTRAST_WEIGHTS,
+    GAP_WEIGHTS,
     RULE_OF_THREE,
-    SCORE,
-    Estimate,
     estimate,
-    flips,
-    mcnemar_p,
     resample,
-    units_needed,
 )
+from perplexity_lies.read.stats.estimate import NO_INTERVAL, Estimate, units_needed
+from perplexity_lies.read.stats.paired import flips, mcnemar_p
+
+SCORE = (1.0,)
 
 
 def binary(seed, n, *chances):
@@ -32,7 +30,7 @@ def binary(seed, n, *chances):
 
 
 def gap_of(cells, clusters=(), **more):
-    return estimate([resample(cells, clusters, **more)], GAP)
+    return estimate([resample(cells, clusters, **more)], GAP_WEIGHTS)
 
 
 def percentile(values, share):
@@ -94,7 +92,7 @@ def test_agrees_with_scipy_bootstrap():
 
 def test_approaches_the_normal_interval_where_items_are_many():
     cells = binary(6, 20_000, 0.9, 0.7, 0.8, 0.3)
-    found = estimate([resample(cells)], HIDDEN_GAP)
+    found = estimate([resample(cells)], CONTRAST_WEIGHTS)
     contrast = 100 * (cells[:, 3] - cells[:, 2] - cells[:, 1] + cells[:, 0])
     half = 1.959964 * contrast.std(ddof=1) / math.sqrt(len(contrast))
     assert found.value == pytest.approx(contrast.mean())
@@ -132,7 +130,7 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 def test_overall_is_the_unweighted_mean_of_tasks():
     small, large = binary(9, 30, 0.9, 0.5), binary(10, 900, 0.9, 0.8)
-    found = estimate([resample(small, seed=(1,)), resample(large, seed=(2,))], GAP)
+    found = estimate([resample(small, seed=(1,)), resample(large, seed=(2,))], GAP_WEIGHTS)
     means = [100 * (cells[:, 1] - cells[:, 0]).mean() for cells in (small, large)]
     variances = [(100 * (c[:, 1] - c[:, 0])).var(ddof=1) / len(c) for c in (small, large)]
     assert found.value == pytest.approx(statistics.fmean(means))
@@ -159,7 +157,7 @@ def test_a_perfect_score_is_bounded_from_below_only():
 
 def test_bound_of_the_overall_row_holds_for_its_worst_split():
     """Whatever the shares that differ, seeing none of them in any task has a chance of 5 % at the bound."""
-    found = estimate([resample(np.ones((n, 2))) for n in (20, 80)], GAP)
+    found = estimate([resample(np.ones((n, 2))) for n in (20, 80)], GAP_WEIGHTS)
     bound = found.high / 100
     for first in np.linspace(0, 2 * bound, 20):
         second = max(0.0, 2 * bound - first)
@@ -169,13 +167,13 @@ def test_bound_of_the_overall_row_holds_for_its_worst_split():
 def test_fewer_than_two_units_have_no_interval():
     found = gap_of(np.array([[1.0, 0.0]]))
     assert (found.value, found.low, found.high, found.method) == (-100, None, None, NO_INTERVAL)
-    with_many = estimate([resample(np.array([[1.0, 0.0]])), resample(binary(1, 50, 0.9, 0.5))], GAP)
+    with_many = estimate([resample(np.array([[1.0, 0.0]])), resample(binary(1, 50, 0.9, 0.5))], GAP_WEIGHTS)
     assert with_many.low is None
 
 
 def test_nothing_to_estimate_from_is_refused():
     with pytest.raises(ValueError, match="at least one"):
-        estimate([], GAP)
+        estimate([], GAP_WEIGHTS)
     with pytest.raises(ValueError, match="at least one"):
         gap_of(np.empty((0, 2)))
 
@@ -185,7 +183,7 @@ def test_nothing_to_estimate_from_is_refused():
 def test_hidden_gap_is_the_difference_of_the_gaps(rows):
     cells = np.array(rows)
     ranked, generated = gap_of(cells[:, :2], resamples=20), gap_of(cells[:, 2:], resamples=20)
-    hidden = estimate([resample(cells, resamples=20)], HIDDEN_GAP)
+    hidden = estimate([resample(cells, resamples=20)], CONTRAST_WEIGHTS)
     assert hidden.value == pytest.approx(generated.value - ranked.value, abs=3e-6)  # each is rounded to 1e-6
     assert hidden.low <= hidden.high
 

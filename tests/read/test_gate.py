@@ -4,9 +4,11 @@ import pytest
 
 from perplexity_lies.errors import UsageError
 from perplexity_lies.read.compare import compare_runs
-from perplexity_lies.read.gate import Outcome, decide, judge
-from perplexity_lies.read.stats.bootstrap import BOOTSTRAP, NO_INTERVAL, Estimate
-from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, Status
+from perplexity_lies.read.gate import Outcome, decide, decide_all, judge
+from perplexity_lies.read.stats.bootstrap import BOOTSTRAP
+from perplexity_lies.read.stats.estimate import NO_INTERVAL, Estimate
+from perplexity_lies.record.records import Status
+from perplexity_lies.rungs import GENERATION, LOGLIKELIHOOD
 
 LL, GEN = LOGLIKELIHOOD, GENERATION
 
@@ -143,3 +145,22 @@ def test_nothing_generated_is_refused(handmade, tmp_path):
     runs = [handmade.scores_run(tmp_path / name, {("a", LL): right(300)}, name=name) for name in "ts"]
     with pytest.raises(UsageError, match="nothing to judge"):
         decide(compare_runs(*runs, resamples=50), 3.0)
+
+
+def test_generation_alone_is_judged(handmade, tmp_path):
+    runs = [
+        handmade.scores_run(tmp_path / name, {("a", GEN): right(k)}, name=name) for name, k in (("t", 300), ("s", 100))
+    ]
+    assert decide(compare_runs(*runs, resamples=200), 3.0).outcome is Outcome.REGRESS
+
+
+def test_every_student_is_judged_the_worst_first(handmade, tmp_path):
+    runs = [
+        handmade.scores_run(tmp_path / name, {("a", GEN): right(k)}, name=name)
+        for name, k in (("t", 300), ("s", 300), ("w", 100))
+    ]
+    verdicts = decide_all(compare_runs(*runs, resamples=200), 3.0)
+    assert [(verdict.student, verdict.outcome) for verdict in verdicts] == [
+        ("student 2", "regress"),
+        ("student 1", "pass"),
+    ]

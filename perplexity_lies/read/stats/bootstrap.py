@@ -1,7 +1,7 @@
 """Scores, gaps and hidden gaps with paired bootstrap intervals: arrays in, numbers out.
 
-Gap: student minus teacher under one protocol, paired by item. Hidden gap: generation gap minus log-likelihood gap, over
-items that have all four scores (a difference in differences). Both are contrasts of mean scores, so one set of
+Gap: student minus teacher on one rung, paired by item. Hidden gap: generation gap minus log-likelihood gap, over items
+that have all four scores (a difference in differences). Both are contrasts of mean scores, so one set of
 resamples of the items serves all of them. Paired differences and clustering by subject follow Miller, "Adding Error
 Bars to Evals" (arXiv:2411.00640, sections 2.2 and 4.2), with a percentile bootstrap (Efron & Tibshirani 1993, chapter
 13) in place of its normal interval. The overall number is the unweighted mean over tasks, resampled within each task.
@@ -11,8 +11,6 @@ three: had more than -ln(0.05)/n of the items differed, n draws would have met o
 
 Simulated coverage of the 95 % interval of a gap: 96 % at n = 150 (90 against 70 % right), but 90 % at n = 220 near the
 ceiling (99.5 against 99 %), where a handful of items decide, and 84, 91 and 94 % with 4, 10 and 30 clusters of 20.
-
-Knows nothing of records, files, tasks or checkpoints.
 """
 
 from __future__ import annotations
@@ -24,42 +22,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perplexity_lies.read.stats.estimate import CONFIDENCE, NO_INTERVAL, Estimate, percent
+
 Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
-CONFIDENCE = 0.95
 BLOCK_CELLS = 2_000_000
 """Resample counts held in memory at once (8 bytes each)."""
-DECIMALS = 6
-"""Of estimates in percent: above differences in summation order, so that what is shown is what was stored."""
-
-SCORE = (1.0,)
-"""Contrast over columns (score)."""
-GAP = (-1.0, 1.0)
-"""Contrast over columns (teacher, student)."""
-HIDDEN_GAP = (1.0, -1.0, -1.0, 1.0)
-"""Contrast over columns (teacher and student by log-likelihood, teacher and student generating)."""
+GAP_WEIGHTS = (-1.0, 1.0)
+"""Weights of the columns (baseline, student)."""
+CONTRAST_WEIGHTS = (1.0, -1.0, -1.0, 1.0)
+"""Weights of the columns (baseline, student on one rung; baseline, student on the other): second gap minus first."""
 
 BOOTSTRAP = "bootstrap"
 CLUSTER_BOOTSTRAP = "cluster bootstrap"
 RULE_OF_THREE = "rule of three"
-NO_INTERVAL = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A score (percent) or a gap (percentage points) with its 95 % interval."""
-
-    value: float
-    low: float | None
-    """None where fewer than two units were seen: there is no interval then."""
-    high: float | None
-    n: int
-    """Items."""
-    units: int
-    """What was resampled: items, or clusters where there are several."""
-    method: str
-    """`bootstrap`, `cluster bootstrap`, `rule of three` or `none`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +97,7 @@ def estimate(strata: Sequence[Stratum], contrast: Sequence[float]) -> Estimate:
     values = [float(stratum.cells.mean(axis=0) @ weights) for stratum in strata]
     value, n, units = float(np.mean(values)), sum(len(s.cells) for s in strata), sum(s.units for s in strata)
     if any(stratum.units < 2 for stratum in strata):
-        return Estimate(value=_percent(value), low=None, high=None, n=n, units=units, method=NO_INTERVAL)
+        return Estimate(value=percent(value), low=None, high=None, n=n, units=units, method=NO_INTERVAL)
 
     draws = np.mean([stratum.draws @ weights for stratum in strata], axis=0)
     tail = (1 - CONFIDENCE) / 2
@@ -129,11 +106,7 @@ def estimate(strata: Sequence[Stratum], contrast: Sequence[float]) -> Estimate:
     if float(np.ptp(draws)) < 1e-12:
         low, high = _rule_of_three(values, min(stratum.units for stratum in strata), weights)
         method = RULE_OF_THREE
-    return Estimate(value=_percent(value), low=_percent(low), high=_percent(high), n=n, units=units, method=method)
-
-
-def _percent(share: float) -> float:
-    return round(100 * share, DECIMALS) + 0.0  # + 0.0 makes -0.0 and 0.0 one
+    return Estimate(value=percent(value), low=percent(low), high=percent(high), n=n, units=units, method=method)
 
 
 def _rule_of_three(values: Sequence[float], units: int, weights: Floats) -> tuple[float, float]:
@@ -146,33 +119,3 @@ def _rule_of_three(values: Sequence[float], units: int, weights: Floats) -> tupl
     bottom, top = float(weights[weights < 0].sum()), float(weights[weights > 0].sum())
     value = float(np.mean(values))
     return max(bottom, value - share * (max(values) - bottom)), min(top, value + share * (top - min(values)))
-
-
-def flips(teacher: Floats, student: Floats) -> tuple[int, int]:
-    """Items on which the student scores higher (gained) and lower (lost) than its teacher; arrays [n]."""
-    return int(np.count_nonzero(student > teacher)), int(np.count_nonzero(student < teacher))
-
-
-def mcnemar_p(gained: int, lost: int) -> float:
-    """Two-sided exact McNemar p-value: a sign test on the items that flipped (McNemar 1947, exact binomial form).
-
-    Items are taken as independent, also where the intervals are clustered. 1.0 where nothing flipped.
-    """
-    n, fewer = gained + lost, min(gained, lost)
-    term, tail = 1, 1
-    for i in range(fewer):
-        term = term * (n - i) // (i + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**n)
-
-
-def units_needed(found: Estimate, threshold: float) -> int | None:
-    """Units (items, or clusters) at which the interval of `found` would just clear `threshold`, if its value held.
-
-    The half width shrinks with the square root of the units. None where the value stands on the threshold, or there is
-    no interval to extrapolate from.
-    """
-    if found.low is None or found.high is None or found.value == threshold:
-        return None
-    half_width = found.value - found.low if found.value > threshold else found.high - found.value
-    return max(2, math.ceil(found.units * (half_width / abs(found.value - threshold)) ** 2))

@@ -1,0 +1,54 @@
+"""`Estimate`: a number with its 95 % interval, in percent or percentage points. Every estimator returns one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from perplexity_lies.checked import Checked
+
+CONFIDENCE = 0.95
+DECIMALS = 6
+"""Decimals kept of a percentage: coarser than the noise of float summation, so that equal data gives equal output."""
+
+NO_INTERVAL = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate(Checked):
+    """A score (percent) or a gap (percentage points) with its 95 % interval."""
+
+    value: float
+    low: float | None
+    """None where fewer than two units were seen: there is no interval then."""
+    high: float | None
+    n: int
+    """Items."""
+    units: int
+    """What was resampled: items, or clusters where there are several."""
+    method: str
+    """The estimator's name: `bootstrap`, `cluster bootstrap`, `rule of three` or `none`."""
+
+    @property
+    def direction(self) -> int:
+        """1 where the interval lies above zero, -1 where below, 0 where it holds zero or there is none."""
+        if self.low is None or self.high is None:
+            return 0
+        return (self.low > 0) - (self.high < 0)
+
+
+def percent(share: float) -> float:
+    """A share as a percentage, rounded to `DECIMALS`; never -0.0."""
+    return round(100 * share, DECIMALS) + 0.0
+
+
+def units_needed(found: Estimate, threshold: float) -> int | None:
+    """Units (items, or clusters) at which the interval of `found` would just clear `threshold`, if its value held.
+
+    The half width shrinks with the square root of the units. None where the value stands on the threshold, or there is
+    no interval to extrapolate from.
+    """
+    if found.low is None or found.high is None or found.value == threshold:
+        return None
+    half_width = found.value - found.low if found.value > threshold else found.high - found.value
+    return max(2, math.ceil(found.units * (half_width / abs(found.value - threshold)) ** 2))

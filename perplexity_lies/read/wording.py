@@ -1,0 +1,100 @@
+"""How numbers of a comparison are said: signs, intervals, the headline. Sentences say no more than the intervals do."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from perplexity_lies.read.numbers import GuardFailure, Side, TaskRow
+from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE
+from perplexity_lies.read.stats.estimate import Estimate
+from perplexity_lies.rungs import HIDDEN_GAP, RUNGS
+
+
+def signed(value: float) -> str:
+    """A gap to one decimal with its sign, and a true minus: `−2.4`, `+0.3`, `0.0`."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def interval(found: Estimate, *, sign: bool = True) -> str:
+    """`[−3.1, −1.7]`; `no interval` where there is none."""
+    if found.low is None or found.high is None:
+        return "no interval"
+    low, high = (signed(bound) if sign else f"{bound:.1f}" for bound in (found.low, found.high))
+    return f"[{low}, {high}]"
+
+
+def headline(overall: TaskRow | None, students: Sequence[Side], failures: Sequence[GuardFailure]) -> str:
+    """One or two sentences a student; with several students each is named."""
+    if failures:
+        named = ", ".join(f"{failure.side}: {failure.check}" for failure in failures)
+        return f"The guard failed, so these numbers are not a finding ({named})."
+    if overall is None:
+        return "No task has items that pair, so there is no gap to report."
+    several = len(students) > 1
+    return " ".join(
+        _sentences(overall, side, f"{student.label} ({student.name})" if several else "the student")
+        for side, student in enumerate(students, 1)
+    )
+
+
+def _sentences(row: TaskRow, side: int, who: str) -> str:
+    gaps = {rung: gap for rung in row.rungs if (gap := row.gap(rung, side))}
+    first, *others = (
+        f"{RUNGS[rung].clause} {who if i == 0 else 'it'} is {_standing(gap.value, 'its teacher' if i == 0 else '')}"
+        for i, (rung, gap) in enumerate(gaps.items())
+    )
+    said = f"{'; '.join([first[0].upper() + first[1:], *others])}."
+    hidden = row.contrast(HIDDEN_GAP.name, side)
+    if hidden is not None:
+        return f"{said} {_hidden_sentence(hidden, gaps[HIDDEN_GAP.minus].value)}"
+    missing = [RUNGS[rung].title for rung in (HIDDEN_GAP.minus, HIDDEN_GAP.of) if rung not in gaps]
+    why = f"no task has numbers by {' or '.join(missing)}" if missing else "no task has numbers on both rungs"
+    return f"{said} There is no hidden gap to report: {why}."
+
+
+def _standing(gap_pp: float, whom: str) -> str:
+    size = f"{abs(gap_pp):.1f}"
+    if size == "0.0":
+        return "level with its teacher"
+    return f"{size} pp {'behind' if gap_pp < 0 else 'ahead of' if whom else 'ahead'} {whom}".rstrip()
+
+
+def _hidden_sentence(found: Estimate, loglikelihood_gap_pp: float) -> str:
+    if found.low is None or found.high is None:
+        return f"The difference, {signed(found.value)} pp, rests on too few items for an interval."
+    if found.method == RULE_OF_THREE and found.value == 0:
+        return (
+            f"The two gaps agree on all {found.n} items; a hidden gap of up to {found.high:.1f} pp cannot be excluded."
+        )
+    bounds = interval(found)
+    size, rest = f"{abs(found.value):.1f} pp", f"the hidden gap is {signed(found.value)} pp, 95 % interval {bounds}."
+    if found.high < 0 and loglikelihood_gap_pp <= 0:
+        return f"Log-likelihood hides {size} of the loss: {rest}"
+    if found.high < 0:
+        return f"Log-likelihood flatters the student by {size}: {rest}"
+    if found.low > 0:
+        return f"Log-likelihood understates the student by {size}: {rest}"
+    return f"The difference, {signed(found.value)} pp, is not distinguishable from zero: 95 % interval {bounds}."
+
+
+def notebook(said: str, rows: Sequence[TaskRow], sides: Sequence[Side]) -> str:
+    """The headline (`said`) and the gaps as HTML, for notebooks. Everything from a run is escaped."""
+    baseline, *students = sides
+    rungs = [rung for rung in RUNGS.values() if any(rung.name in row.rungs for row in rows)]
+    heads = ("task", "student", "n", *(f"{rung.title} gap" for rung in rungs), HIDDEN_GAP.title)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    lines = []
+    for row in rows:
+        for side, student in enumerate(students, 1):
+            gaps = [row.gap(rung.name, side) for rung in rungs] + [row.contrast(HIDDEN_GAP.name, side)]
+            counts = "/".join(str(n) for n in sorted({found.n for found in gaps if found}))
+            cells = (f"{signed(found.value)} {interval(found)}" if found else "not asked" for found in gaps)
+            lines.append([row.title or row.task, student.label, counts, *cells])
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    limit = baseline.manifest.suite.limit
+    partial = f"<p>Partial: at most {limit} items per task.</p>" if limit is not None else ""
+    names = ", ".join(f"<b>{html.escape(student.name)}</b>" for student in students)
+    title = f"<p>{names} against <b>{html.escape(baseline.name)}</b></p>"
+    return f"{title}<p>{html.escape(said)}</p>{partial}<table><tr>{head}</tr>{body}</table>"
