@@ -80,7 +80,6 @@ def _show(scores: Mapping[str, Scores], out: Path) -> None:
     typer.echo(f"{out / 'student'}\n{out / 'report.html'}")
 
 
-# Nine options: --teacher could be `--set teacher=...`, but is how most runs begin.
 @app.command(epilog="plies distill run miniature --out build/embedded-pair")
 def run(
     context: typer.Context,

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.students.hybrid import HybridConfig, HybridForCausalLM, register
+from distill.students.hybrid import MIXERS, HybridConfig, HybridForCausalLM, register
 
 PROJECT = "perplexity-lies"
 STUDENTS = "distill.students"
@@ -29,6 +29,9 @@ IMPORT = re.compile(rf"^(\s*)from {re.escape(STUDENTS)}\.(\w+) import", re.MULTI
 HEADER = """# Written by {project} {version} beside the weights of a student: a copy of {module}.
 # SPDX-License-Identifier: Apache-2.0
 
+"""
+FOOTER = """
+# Named for transformers, which fetches only the files that are imported relatively.
 """
 
 
@@ -41,12 +44,18 @@ def _version() -> str:
 
 def remote_code() -> dict[str, str]:
     """File name -> text of the Python files that define a student without this project; they import each other relatively."""
-    package, files, wanted = resources.files(STUDENTS), dict[str, str](), ["hybrid"]
+    mixers = [target.partition(":") for target in MIXERS.values()]
+    package, files, wanted = (
+        resources.files(STUDENTS),
+        dict[str, str](),
+        ["hybrid", *(module for module, _, _ in mixers)],
+    )
     for name in wanted:
         source = (package / f"{name}.py").read_text(encoding="utf-8")
         wanted += [found for _, found in IMPORT.findall(source) if found not in wanted]
         header = HEADER.format(project=PROJECT, version=_version(), module=f"{STUDENTS}.{name}")
         files[f"{MODELING if name == 'hybrid' else name}.py"] = header + IMPORT.sub(r"\1from .\2 import", source)
+    files[f"{MODELING}.py"] += FOOTER + "".join(f"from .{module} import {kind}  # noqa\n" for module, _, kind in mixers)
     return files
 
 

@@ -14,7 +14,9 @@ from perplexity_lies.checked import Checked
 from perplexity_lies.errors import UsageError, from_table, nearest
 
 GREEDY_KL = "greedy_kl"
-SELECTORS = {GREEDY_KL: "distill.selection.greedy:select"}
+SELECTORS = {
+    GREEDY_KL: "distill.selection.greedy:select",
+}
 """A recipe's `student.selector` -> `module:function`."""
 
 

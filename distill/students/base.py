@@ -226,7 +226,7 @@ class RecurrentMixer(Mixer):
         """Input of the gate's activation, [batch, time, heads * head_dim]; not called when there is no gate."""
 
     def initial_values(self) -> dict[str, Tensor]:
-        """As in `Mixer`."""
+        """Starting values of this mixer's own parameters; see `Mixer.initial_values`."""
         values = {}
         if self.conv_weight is not None:
             weight = torch.empty_like(self.conv_weight, device="cpu")
@@ -250,7 +250,7 @@ class RecurrentMixer(Mixer):
         }
 
     def empty_state(self, batch: int, device: torch.device) -> RecurrentState:
-        """As in `Mixer`."""
+        """The state before the first token; see `Mixer.empty_state`."""
         conv = torch.zeros((batch, sum(self.widths), self.past), device=device)
         return RecurrentState(conv, torch.zeros((batch, self.heads, self.head_dim, self.head_dim), device=device))
 
@@ -272,7 +272,7 @@ class RecurrentMixer(Mixer):
         counts: Tensor | None,
         position_embeddings: Positions | None,
     ) -> tuple[Tensor, RecurrentState]:
-        """As in `Mixer`."""
+        """x [batch, time, hidden_size] -> the same shape, and the new state; see `Mixer.mix`."""
         inputs = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1).float()
         q, k, v = (h.view(*x.shape[:2], -1, self.head_dim) for h in self._convolved(inputs, state.conv, segments))
         if self.unit_length and self.config.qk_l2norm:

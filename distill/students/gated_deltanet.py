@@ -31,7 +31,7 @@ class GatedDeltaNet(RecurrentMixer):
             self.g_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=True)
 
     def initial_values(self) -> dict[str, Tensor]:
-        """As in `Mixer`."""
+        """Starting values of this mixer's own parameters; see `Mixer.initial_values`."""
         return {
             **super().initial_values(),
             "dt_bias": initial_steps(self.dt_bias),
@@ -42,11 +42,11 @@ class GatedDeltaNet(RecurrentMixer):
     def recur(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor, segments: Tensor | None, real: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As in `RecurrentMixer`."""
+        """The recurrence of this mixer; see `RecurrentMixer.recur`."""
         g = -self.A_log.float().exp() * F.softplus(self.a_proj(x).float() + self.dt_bias.float())
         g = g if real is None else g * real[..., None]
         return self.run_delta(q, k, v, g[..., None], self.b_proj(x).float().sigmoid(), state, segments)
 
     def gate(self, x: Tensor) -> Tensor:
-        """As in `RecurrentMixer`."""
+        """Input of the gate's activation; see `RecurrentMixer.gate`."""
         return self.g_proj(x)

@@ -31,17 +31,17 @@ class GatedLinearAttention(RecurrentMixer):
             self.g_proj = nn.Linear(hidden, width, bias=True)
 
     def initial_values(self) -> dict[str, Tensor]:
-        """As in `Mixer`."""
+        """Starting values of this mixer's own parameters; see `Mixer.initial_values`."""
         return {**super().initial_values(), **self.gate_values("g_proj.weight", "g_proj.bias")}
 
     def recur(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor, segments: Tensor | None, real: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As in `RecurrentMixer`."""
+        """The recurrence of this mixer; see `RecurrentMixer.recur`."""
         g = F.logsigmoid(self.gk_b(self.gk_a(x)).float()).view_as(q) / DECAY_DIVISOR
         g = g if real is None else g * real[..., None, None]
         return self.run_linear(q, k, v, g, state, segments)
 
     def gate(self, x: Tensor) -> Tensor:
-        """As in `RecurrentMixer`."""
+        """Input of the gate's activation; see `RecurrentMixer.gate`."""
         return self.g_proj(x)

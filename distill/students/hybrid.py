@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,21 +28,23 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
 from distill.students.base import Mixer, MixerConfig
-from distill.students.gated_deltanet import GatedDeltaNet
-from distill.students.gla import GatedLinearAttention
-from distill.students.kda import KimiDeltaAttention
-from distill.students.mamba2 import Mamba2
-from distill.students.swa import SlidingWindowAttention
 
 ATTENTION, KDA = "full_attention", "kda"
-MIXERS: dict[str, type[Mixer]] = {
-    KDA: KimiDeltaAttention,
-    "gdn": GatedDeltaNet,
-    "gla": GatedLinearAttention,
-    "mamba2": Mamba2,
-    "swa": SlidingWindowAttention,
+MIXERS = {
+    KDA: "kda:KimiDeltaAttention",
+    "gdn": "gated_deltanet:GatedDeltaNet",
+    "gla": "gla:GatedLinearAttention",
+    "mamba2": "mamba2:Mamba2",
+    "swa": "swa:SlidingWindowAttention",
 }
-"""Layer type -> the mixer in that layer. A new mixer is a file beside this one and a row here."""
+"""Layer type -> `module:class` of its mixer, the module beside this one. A new mixer is a file there and a row here."""
+
+
+def mixer_class(layer_type: str) -> type[Mixer]:
+    """The mixer of a layer type in MIXERS."""
+    module, _, name = MIXERS[layer_type].partition(":")
+    found: type[Mixer] = getattr(import_module(f".{module}", __package__), name)
+    return found
 
 
 @strict
@@ -140,7 +143,7 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
         if self.layer_type == ATTENTION:
             self.self_attn = KeptAttention(config, layer_idx)
         else:
-            self.mixer = MIXERS[self.layer_type](config)
+            self.mixer = mixer_class(self.layer_type)(config)
         self.mlp = LlamaMLP(config)
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)

@@ -34,7 +34,7 @@ class KimiDeltaAttention(RecurrentMixer):
             self.g_b = nn.Linear(self.head_dim, width, bias=True)
 
     def initial_values(self) -> dict[str, Tensor]:
-        """As in `Mixer`."""
+        """Starting values of this mixer's own parameters; see `Mixer.initial_values`."""
         return {
             **super().initial_values(),
             "dt_bias": initial_steps(self.dt_bias),
@@ -51,11 +51,11 @@ class KimiDeltaAttention(RecurrentMixer):
     def recur(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor, segments: Tensor | None, real: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As in `RecurrentMixer`."""
+        """The recurrence of this mixer; see `RecurrentMixer.recur`."""
         g, beta = self.log_decay(x), self.b_proj(x).float().sigmoid()
         g = g if real is None else g * real[..., None, None]
         return self.run_delta(q, k, v, g, beta, state, segments)
 
     def gate(self, x: Tensor) -> Tensor:
-        """As in `RecurrentMixer`."""
+        """Input of the gate's activation; see `RecurrentMixer.gate`."""
         return self.g_b(self.g_a(x))

@@ -37,7 +37,7 @@ class Mamba2(RecurrentMixer):
             self.shift = GATES[config.output_gate][1] if config.gate_identity else 0.0
 
     def initial_values(self) -> dict[str, Tensor]:
-        """As in `Mixer`."""
+        """Starting values of this mixer's own parameters; see `Mixer.initial_values`."""
         values = {
             **super().initial_values(),
             "dt_bias": initial_steps(self.dt_bias),
@@ -51,7 +51,7 @@ class Mamba2(RecurrentMixer):
     def recur(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor, segments: Tensor | None, real: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As in `RecurrentMixer`."""
+        """The recurrence of this mixer; see `RecurrentMixer.recur`."""
         step = F.softplus(self.dt_proj(x).float() + self.dt_bias.float())
         g = -self.A_log.float().exp() * step
         g = g if real is None else g * real[..., None]
@@ -59,5 +59,5 @@ class Mamba2(RecurrentMixer):
         return o + self.D.float()[:, None] * v, state
 
     def gate(self, x: Tensor) -> Tensor:
-        """As in `RecurrentMixer`."""
+        """Input of the gate's activation; see `RecurrentMixer.gate`."""
         return self.z_proj(x) + self.shift

@@ -44,7 +44,7 @@ class SlidingWindowAttention(Mixer):
         self.k_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps) if norm else nn.Identity()
 
     def empty_state(self, batch: int, device: torch.device) -> WindowState:
-        """As in `Mixer`."""
+        """The state before the first token; see `Mixer.empty_state`."""
         none = torch.zeros((batch, self.kv_heads, 0, self.head_dim), device=device, dtype=self.k_proj.weight.dtype)
         return WindowState(none, none, torch.zeros((batch, 1), dtype=torch.int64, device=device))
 
@@ -56,7 +56,7 @@ class SlidingWindowAttention(Mixer):
         counts: Tensor | None,
         position_embeddings: Positions | None,
     ) -> tuple[Tensor, WindowState]:
-        """As in `Mixer`. Raises ValueError without position embeddings."""
+        """See `Mixer.mix`. Raises ValueError without position embeddings."""
         if position_embeddings is None:
             raise ValueError("sliding-window attention needs position embeddings")
         batch, time, _ = x.shape
