@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -61,6 +62,8 @@ def checked(kind: type[T], raw: Any, where: str, mend: str = "") -> T:
         found: T = adapter(typing.cast(Any, kind)).validate_json(text)
     except pydantic.ValidationError as error:
         raise _explained(kind, raw, where, mend, error) from error
+    except UsageError as error:  # a rule of the dataclass's own `__post_init__`
+        raise UsageError(f"{where}: {error.asked}", found=error.found, mend=error.mend) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{where} cannot be read", found=str(error)[:200], mend=mend or "mend that value") from error
     return found
@@ -74,7 +77,7 @@ def _explained(kind: Any, raw: Any, where: str, mend: str, error: ValidationErro
     """The first thing that is wrong, in our words."""
     faults = error.errors(include_url=False)
     located = [(fault, *_locate(kind, raw, fault["loc"], fault["type"] in (*LACKING, *UNKNOWN))) for fault in faults]
-    # Of a union pydantic tells what is wrong with each member: the deepest fault is that of the member that was meant.
+    # For a union, pydantic tells what is wrong with each member: the deepest fault is that of the member that was meant.
     fault, path, owner = max(located, key=lambda each: (len(each[1]), each[0]["type"] in UNKNOWN))
     if fault["type"] in (*LACKING, *UNKNOWN):
         *above, name = path
@@ -90,7 +93,9 @@ def _explained(kind: Any, raw: Any, where: str, mend: str, error: ValidationErro
     said = list(dict.fromkeys(_wanted(each["msg"]) for each, at, _ in located if at == path))
     shown = json.dumps(fault["input"], default=str, ensure_ascii=False)[:FOUND_CHARACTERS]
     wanted = " or ".join([said[0], *(other.removeprefix("should be ") for other in said[1:])])
-    return UsageError(f"{_joined(where, _spelled(path))} {wanted}", found=shown, mend=mend or "mend that value")
+    words = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected", "")))
+    near = nearest(fault["input"], words) if isinstance(fault["input"], str) else ""
+    return UsageError(f"{_joined(where, _spelled(path))} {wanted}{near}", found=shown, mend=mend or "mend that value")
 
 
 def _wanted(message: str) -> str:
@@ -102,6 +107,9 @@ def _wanted(message: str) -> str:
         ("object", "mapping"),
     ):
         message = message.replace(theirs, ours)
+    message = re.sub(
+        r"^\w+ (should have at \w+ \d+ \w+) .*", r"\1", message
+    )  # `Tuple should have at least 1 item after ...`
     return message.removeprefix("Input ").replace("an mapping", "a mapping")
 
 
