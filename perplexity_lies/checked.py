@@ -62,6 +62,8 @@ def checked(kind: type[T], raw: Any, where: str, mend: str = "") -> T:
         found: T = adapter(typing.cast(Any, kind)).validate_json(text)
     except pydantic.ValidationError as error:
         raise _explained(kind, raw, where, mend, error) from error
+    except UsageError as error:  # a rule of the dataclass's own `__post_init__`
+        raise UsageError(f"{where}: {error.asked}", found=error.found, mend=error.mend) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{where} cannot be read", found=str(error)[:200], mend=mend or "mend that value") from error
     return found
@@ -75,7 +77,7 @@ def _explained(kind: Any, raw: Any, where: str, mend: str, error: ValidationErro
     """The first thing that is wrong, in our words."""
     faults = error.errors(include_url=False)
     located = [(fault, *_locate(kind, raw, fault["loc"], fault["type"] in (*LACKING, *UNKNOWN))) for fault in faults]
-    # Of a union pydantic tells what is wrong with each member: the deepest fault is that of the member that was meant.
+    # For a union, pydantic tells what is wrong with each member: the deepest fault is that of the member that was meant.
     fault, path, owner = max(located, key=lambda each: (len(each[1]), each[0]["type"] in UNKNOWN))
     if fault["type"] in (*LACKING, *UNKNOWN):
         *above, name = path
@@ -93,7 +95,10 @@ def _explained(kind: Any, raw: Any, where: str, mend: str, error: ValidationErro
         return UsageError(f"{place}: {said_of_it}", found=_shown(fault["input"]), mend=mend or "mend that value")
     said = list(dict.fromkeys(_wanted(each["msg"]) for each, at, _ in located if at == path))
     wanted = " or ".join([said[0], *(other.removeprefix("should be ") for other in said[1:])])
-    return UsageError(f"{_joined(where, _spelled(path))} {wanted}", found=_shown(fault["input"]), mend=mend or "mend that value")
+    words = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected", "")))
+    near = nearest(fault["input"], words) if isinstance(fault["input"], str) else ""
+    asked = f"{_joined(where, _spelled(path))} {wanted}{near}"
+    return UsageError(asked, found=_shown(fault["input"]), mend=mend or "mend that value")
 
 
 def _shown(value: Any) -> str:
@@ -111,6 +116,9 @@ def _wanted(message: str) -> str:
         ("object", "mapping"),
     ):
         message = message.replace(theirs, ours)
+    message = re.sub(
+        r"^\w+ (should have at \w+ \d+ \w+) .*", r"\1", message
+    )  # `Tuple should ... after validation, not 0`
     return re.sub(r"^(Input|String|Tuple|List|Dictionary|Value) ", "", message).replace("an mapping", "a mapping")
 
 

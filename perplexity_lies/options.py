@@ -31,6 +31,7 @@ MOST_OPTIONS = 8
 MANY_OPTIONS = {
     "compare": "a run's options: each says what is measured, with what, or where it is kept, and none belongs in a suite",
     "evaluate": "as `compare`, for one checkpoint",
+    "distill run": "nine: `--teacher T` could be `--set teacher=T`, but is how most runs begin",
 }
 """Command -> why it has more options."""
 

@@ -60,6 +60,12 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
     engine, loading = engine_of(told.engine, named), EngineOptions(device=told.device, dtype=told.dtype)
     run = _start(Path(told.out), named, wanted, datasets, told.limit, engine, loading)
     rungs = [rung for rung in told.wanted_rungs if wanted.tasks_on(rung)]
+    if not rungs:
+        raise UsageError(
+            f"no task of suite {wanted.name!r} is asked on --rungs {told.rungs}",
+            found=f"its rungs: {', '.join(rung for rung in RUNGS if wanted.tasks_on(rung))}",
+            mend="leave --rungs out",
+        )
     with contextlib.closing(run), contextlib.closing(Reporter(quiet=told.quiet)) as reporter:
         work = Work(run, named, wanted, mirror, told.limit, reporter)
         waiting = [rung for rung in rungs if not work.settled(rung)]
@@ -82,11 +88,14 @@ class Work:
     reporter: Reporter
     timings: dict[str, float] = field(default_factory=dict)
 
+    def _has_records(self, rung: str) -> bool:
+        return all(self.run.has_records(task.name, rung) for task in self.suite.tasks_on(rung))
+
     def settled(self, rung: str) -> bool:
         """Whether every task has its records, and none failed for a reason that another try might not meet."""
-        paths = [self.run.records_path(task.name, rung) for task in self.suite.tasks_on(rung)]
-        if not all(path.exists() for path in paths):
+        if not self._has_records(rung):
             return False
+        paths = [self.run.records_path(task.name, rung) for task in self.suite.tasks_on(rung)]
         return not any(record.status is Status.ERRORED for record in self.run.records(paths))
 
     def ask(self, engine_name: str, options: EngineOptions, rungs: Sequence[str]) -> None:
@@ -105,11 +114,7 @@ class Work:
                 self._ask_rung(engine, rung)
         self.run.update(
             complete=True,
-            rungs=tuple(
-                rung
-                for rung in RUNGS
-                if (tasks := self.suite.tasks_on(rung)) and all(self.run.has_records(task.name, rung) for task in tasks)
-            ),
+            rungs=tuple(rung for rung in RUNGS if self.suite.tasks_on(rung) and self._has_records(rung)),
             timings={name: round(seconds, 3) for name, seconds in self.timings.items()},
         )
 

@@ -64,7 +64,11 @@ def test_records_are_what_transformers_says(runs: dict[str, list[ItemRecord]], n
             end = tokenizer.eos_token_id
             ids = whole[0, ids.shape[1] :].tolist()
             assert list(record.token_ids) == (ids[: ids.index(end) + 1] if end in ids else ids)
-            assert (record.text, record.headline.answer, record.score) == (text, answer, float(answer == asked["target"]))
+            assert (record.text, record.headline.answer, record.score) == (
+                text,
+                answer,
+                float(answer == asked["target"]),
+            )
             continue
         nats = []
         for choice in asked["choices"]:  # type: ignore[attr-defined]
