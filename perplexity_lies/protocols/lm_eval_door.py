@@ -174,19 +174,19 @@ def _ask_together(
     }
 
 
-def _load(manager: Any, name: str) -> Any:
-    """A task of lm-eval's. Raises UsageError for one that it cannot load."""
+def _load(manager: Any, name: str, asked: str) -> Any:
+    """A task of lm-eval's. Raises UsageError led by `asked` for one that it cannot load."""
     try:
         return manager.load([name])["tasks"][name]
     except LM_EVAL_LOADING_ERRORS as error:
         raise UsageError(
-            f"lm-eval cannot load task {name!r}", found=" ".join(str(error).split())[:300],
+            asked, found=" ".join(str(error).split())[:300],
             mend="try the same YAML in plain lm-eval: lm_eval --include_path ...",
         ) from error  # fmt: skip
 
 
 def _load_ranked(manager: Any, name: str) -> Any:
-    task = _load(manager, name)
+    task = _load(manager, name, f"lm-eval cannot load task {name!r}")
     if task.OUTPUT_TYPE not in RANKED:
         raise UsageError(
             f"task {name!r} is not ranked by log-likelihood",
@@ -211,7 +211,7 @@ def _included(name: str, base: Path, dataset: Path, shots: int, where: str) -> d
     """A task YAML over another one, with the dataset in the mirror. Raises UsageError where `base` is not there."""
     if not base.is_file():
         raise UsageError(
-            f"{where}: its lm-eval YAML is not there", found=base.name,
+            f"{where}: its lm-eval YAML is not there", found=f"no file {'/'.join(base.parts[-2:])}",
             mend="a path relative to lm-eval's tasks/ folder, such as arc/arc_easy.yaml",
         )  # fmt: skip
     return {"include": str(base.resolve()), "task": name, "dataset_path": str(dataset), "num_fewshot": shots}
@@ -368,7 +368,9 @@ def documents(source: LmEvalItems, mirror: Mirror, limit: int | None) -> list[It
     with tempfile.TemporaryDirectory(prefix="plies-lm-eval-") as work:
         content = _included("source", _stock_tasks() / source.lm_eval, mirror.folder(source.dataset), 0, where)
         (Path(work) / "source.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        task = _load(TaskManager(include_defaults=False, include_path=work), "source")
+        task = _load(
+            TaskManager(include_defaults=False, include_path=work), "source", f"lm-eval cannot load the {where}"
+        )
     if task.multiple_input:
         raise UsageError(
             f"{where} cannot be asked as items", found="each choice has a prompt of its own", mend="items: {evalscope: ...}"
