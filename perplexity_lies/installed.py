@@ -57,17 +57,9 @@ DEMO_EXTRAS = frozenset({"", "torch", "eval"})
 """Without these `plies demo` cannot run."""
 
 VERSIONED = (
-    DISTRIBUTION,
-    "torch",
-    "transformers",
-    "tokenizers",
-    "lm-eval",
-    "evalscope",
-    "datasets",
-    "vllm",
-    "flash-linear-attention",
-    "triton",
-)
+    DISTRIBUTION, "torch", "transformers", "tokenizers", "lm-eval", "evalscope", "datasets", "vllm",
+    "flash-linear-attention", "triton",
+)  # fmt: skip
 """Packages that compute: another version may give other numbers."""
 
 

@@ -40,6 +40,12 @@ class Reread:
     after: float
     """Mean score of the new reading, over the same records."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.task}, {RUNGS[self.rung].title}: {self.extractor} finds an answer in {self.found} of {self.measured} "
+            f"replies; mean score {100 * self.before:.1f} -> {100 * self.after:.1f} %"
+        )
+
 
 def reread(run_path: Path | str, extractor: str, *, headline: bool = False) -> list[Reread]:
     """Give every record of a replying rung the reading of `extractor`, NAME or NAME=ARGUMENT; one result a task and rung.

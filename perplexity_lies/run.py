@@ -15,7 +15,7 @@ from typing import Any
 
 from perplexity_lies.catalogue.mirror import Mirror, open_mirror
 from perplexity_lies.catalogue.suite import load_suite
-from perplexity_lies.catalogue.tasks import Suite
+from perplexity_lies.catalogue.tasks import Suite, TaskSpec, rung_class
 from perplexity_lies.checkpoint.lookup import Checkpoint, resolve
 from perplexity_lies.digests import without_defaults
 from perplexity_lies.engines import engine_of, open_engine
@@ -25,7 +25,6 @@ from perplexity_lies.guard import guard, nats_by_key, weights_unchanged
 from perplexity_lies.installed import require, versions
 from perplexity_lies.options import RunOptions
 from perplexity_lies.progress import Reporter
-from perplexity_lies.protocols import ask
 from perplexity_lies.protocols.base import Context
 from perplexity_lies.protocols.hygiene import quarantine
 from perplexity_lies.record.journal import Journal
@@ -60,7 +59,13 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
     )
     engine, loading = engine_of(told.engine, named), EngineOptions(device=told.device, dtype=told.dtype)
     run = _start(Path(told.out), named, wanted, datasets, told.limit, engine, loading)
-    rungs = [rung for rung in wanted.rungs if rung in told.wanted_rungs]
+    rungs = [rung for rung in told.wanted_rungs if wanted.tasks_on(rung)]
+    if not rungs:
+        raise UsageError(
+            f"no task of suite {wanted.name!r} is asked on --rungs {told.rungs}",
+            found=f"its rungs: {', '.join(rung for rung in RUNGS if wanted.tasks_on(rung))}",
+            mend="leave --rungs out",
+        )
     with contextlib.closing(run), contextlib.closing(Reporter(quiet=told.quiet)) as reporter:
         work = Work(run, named, wanted, mirror, told.limit, reporter)
         waiting = [rung for rung in rungs if not work.settled(rung)]
@@ -84,13 +89,13 @@ class Work:
     timings: dict[str, float] = field(default_factory=dict)
 
     def _has_records(self, rung: str) -> bool:
-        return all(self.run.has_records(task.name, rung) for task in self.suite.on(rung).tasks)
+        return all(self.run.has_records(task.name, rung) for task in self.suite.tasks_on(rung))
 
     def settled(self, rung: str) -> bool:
         """Whether every task has its records, and none failed for a reason that another try might not meet."""
         if not self._has_records(rung):
             return False
-        paths = [self.run.records_path(task.name, rung) for task in self.suite.on(rung).tasks]
+        paths = [self.run.records_path(task.name, rung) for task in self.suite.tasks_on(rung)]
         return not any(record.status is Status.ERRORED for record in self.run.records(paths))
 
     def ask(self, engine_name: str, options: EngineOptions, rungs: Sequence[str]) -> None:
@@ -109,7 +114,7 @@ class Work:
                 self._ask_rung(engine, rung)
         self.run.update(
             complete=True,
-            rungs=tuple(rung for rung in self.suite.rungs if self._has_records(rung)),
+            rungs=tuple(rung for rung in RUNGS if self.suite.tasks_on(rung) and self._has_records(rung)),
             timings={name: round(seconds, 3) for name, seconds in self.timings.items()},
         )
 
@@ -127,7 +132,7 @@ class Work:
                 rounding=self.run.manifest.rounding,
             )
             with quarantine(log):
-                records = ask(rung, engine, self.suite, context)
+                records = rung_class(rung).ask(engine, self.suite, context)
         finally:
             journal.close()
         self.run.write_records(rung, records)
@@ -160,7 +165,7 @@ class Work:
         if self.run.manifest.guard:
             return
         own = [task.items for task in self.suite.tasks if task.items is not None][:GUARD_PROMPTS]
-        found = guard(engine, prompts=[item.question for source in own for item in source.load(self.mirror, 1)])
+        found = guard(engine, prompts=[source.load(self.mirror, 1)[0].question for source in own])
         self.run.update(
             guard=found.describe(),
             fingerprint=tuple(dataclasses.asdict(result) for result in found.fingerprint),
@@ -222,14 +227,12 @@ def _start(
         datasets=datasets,
         engine={"engine": engine, **dataclasses.asdict(options)},
         versions=found,
-        tasks=tuple(
-            TaskFacts(
-                name=task.name,
-                title=task.title,
-                rungs={rung: settings.facts(task.items) for rung, settings in task.rungs.items()},
-            )
-            for task in suite.tasks
-        ),
+        tasks=tuple(_task_facts(task) for task in suite.tasks),
     )
     label = f"{suite.name}-{Path(checkpoint.name).name}"
     return start_run(out / "runs", identity=identity, manifest=manifest, label=label)
+
+
+def _task_facts(task: TaskSpec) -> TaskFacts:
+    rungs = {name: settings.facts(task) for name, settings in task.rungs.items()}
+    return TaskFacts(name=task.name, title=task.title, rungs=rungs)

@@ -1,16 +1,19 @@
-"""A comparison as one HTML file that opens from disk with no network: figures, table, items, provenance.
+"""A comparison as one HTML file that opens from disk with no network.
 
-Everything that came from a run is text to this page: jinja escapes it, the items travel as JSON with `<`, `>` and `&`
-escaped and are shown through `textContent` only, and a content security policy names the hashes of our own scripts, so
-that no other script runs and nothing is fetched. Knows nothing of how the numbers were made.
+Everything that came from a run is text to this page: jinja escapes it, items travel as compressed JSON and are shown
+through `textContent` only, and a content security policy names the hash of our own scripts, so that no other script runs
+and nothing is fetched.
+
+The page is made of `SECTIONS`: a new one is a template `section-NAME.html.j2` and a row.
 """
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,41 @@ from typing import Any
 import jinja2
 import plotly.offline
 
-from perplexity_lies.read.comparison import Comparison, TaskRow, interval, rounded, signed
-from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE, Estimate
-from reports import figures
+from perplexity_lies.files import write_whole
+from perplexity_lies.read.comparison import Comparison
+from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE
+from perplexity_lies.read.wording import interval, signed
+from perplexity_lies.rungs import CONTRASTS, RUNGS
+from perplexity_lies.templates import pages
+from reports import figures, items, naming, provenance
 
 TEMPLATES = Path(__file__).parent / "templates"
+PAGE_BYTES = 19_000_000
+"""Most that a page weighs; texts that do not fit are left out of it, and the page says so."""
+OTHER_BYTES = 500_000
+"""Room for what is neither plotly nor items."""
 ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a section may want to know beside the comparison."""
+
+    folder: Path | None
+    """Where the page will lie."""
+    room_bytes: int
+    """For items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of the page: `templates/section-NAME.html.j2`."""
+
+    name: str
+    context: Callable[[Comparison, Page], dict[str, Any]] = lambda comparison, page: {}
+    """What its template is filled with, beside `comparison`."""
+    scripts: tuple[str, ...] = ()
+    """Its scripts in `templates/`, run in this order after the page is there."""
 
 
 def embedded_json(content: Any) -> str:
@@ -32,9 +64,29 @@ def embedded_json(content: Any) -> str:
     return text.translate(ESCAPES)
 
 
-def _script_hash(script: str) -> str:
-    digest = hashlib.sha256(script.encode("utf-8", "surrogatepass")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
+def _figures(comparison: Comparison, page: Page) -> dict[str, Any]:
+    charts = {"scores": figures.scores(comparison), "gaps": figures.gaps(comparison)}
+    return {"figures_json": embedded_json({name: json.loads(chart.to_json()) for name, chart in charts.items()})}
+
+
+def _readings(comparison: Comparison, page: Page) -> dict[str, Any]:
+    """By task and rung: what the headline's extractor read, then what the others did."""
+    rows = [(row, found) for row in comparison.tasks for found in row.rungs.values() if found.readings]
+    return {"reread": [(row, found, [("the headline", found.sides), *found.readings.items()]) for row, found in rows]}
+
+
+SECTIONS = (
+    Section("figures", _figures, ("charts.js",)),
+    Section("numbers"),
+    Section("readings", _readings),
+    Section(
+        "items",
+        lambda comparison, page: items.context(comparison, page.folder, page.room_bytes),
+        ("table.js", "texts.js", "card.js", "items.js"),
+    ),
+    Section("provenance", lambda comparison, page: provenance.context(comparison)),
+)
+"""In the order of the page, below its head (`section-verdict.html.j2`)."""
 
 
 def _percent(share: float) -> str:
@@ -45,41 +97,8 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A manifest's section as lines: nested keys joined by dots."""
-    if isinstance(content, dict):
-        return [line for key in sorted(content) for line in _flat(content[key], f"{prefix}.{key}" if prefix else key)]
-    if isinstance(content, list) and any(isinstance(inner, (dict, list)) for inner in content):
-        return [line for i, inner in enumerate(content) for line in _flat(inner, f"{prefix}[{i}]")]
-    return [(prefix, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))]
-
-
-def _provenance(comparison: Comparison) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Section by section, what each side's manifest says: (key, teacher, student)."""
-    teacher, student = comparison.provenance["teacher"], comparison.provenance["student"]
-    sections = []
-    for section in ("checkpoint", "suite", "settings", "guard", "versions", "tasks"):
-        one, other = dict(_flat(teacher.get(section, {}))), dict(_flat(student.get(section, {})))
-        keys = list(dict.fromkeys([*one, *other]))
-        sections.append((section, [(key, one.get(key, "–"), other.get(key, "–")) for key in keys]))
-    return sections
-
-
-def _shown(row: TaskRow) -> list[Estimate]:
-    """The gaps of a row, as the table shows them."""
-    by_protocol = [found.gap for found in (row.loglikelihood, row.generation) if found]
-    return by_protocol + ([row.hidden_gap] if row.hidden_gap else [])
-
-
-def render(comparison: Comparison) -> str:
-    """The page's text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _environment() -> jinja2.Environment:
+    environment = pages("reports")
     environment.filters |= {
         "signed": signed,
         "interval": interval,
@@ -87,27 +106,57 @@ def render(comparison: Comparison) -> str:
         "percent": _percent,
         "p_value": _p_value,
     }
-    plotly_js = plotly.offline.get_plotlyjs()
-    page_js = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    charts = {"scores": figures.scores(comparison), "gaps": figures.gaps(comparison)}
-    bounded = any(found.method == RULE_OF_THREE for row in comparison.rows for found in _shown(row))
-    return environment.get_template("report.html.j2").render(
-        comparison=comparison,
+    environment.globals |= {
+        "CONTRASTS": CONTRASTS,
+        "RUNGS": RUNGS,
+        "RULE_OF_THREE": RULE_OF_THREE,
+        "absent": naming.absent,
+        "one_sided": naming.one_sided,
+    }
+    return environment
+
+
+def _script_hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode("utf-8", "surrogatepass")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _script() -> str:
+    """The scripts of all sections as one, so that they share names with each other and with nothing else."""
+    names = ["page.js", *(name for section in SECTIONS for name in section.scripts), "ready.js"]
+    parts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in names]
+    return "\n".join(['"use strict";', "(async () => {", *parts, "})();"])
+
+
+def render(comparison: Comparison, folder: Path | None = None, page_bytes: int = PAGE_BYTES) -> str:
+    """The page's text, at most `page_bytes` long; `folder` is where it will lie."""
+    environment = _environment()
+    plotly_js, page_js = plotly.offline.get_plotlyjs(), _script()
+    page = Page(folder, page_bytes - len(plotly_js) - OTHER_BYTES)
+    shared = {
+        "comparison": comparison,
+        "rungs": naming.rungs_of(comparison),
+        "letters": naming.letters(comparison),
+        "bounded": any(found.method == RULE_OF_THREE for row in comparison.rows for found in naming.estimates(row)),
+    }
+    sections = [
+        environment.get_template(f"section-{section.name}.html.j2").render(
+            **shared, **section.context(comparison, page)
+        )
+        for section in SECTIONS
+    ]
+    return environment.get_template("page.html.j2").render(
+        **shared,
+        sections=sections,
+        kinds=[*RUNGS.values(), *CONTRASTS],
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         plotly_js=plotly_js,
         page_js=page_js,
         script_hashes=" ".join(map(_script_hash, (plotly_js, page_js))),
-        figures_json=embedded_json({name: json.loads(chart.to_json()) for name, chart in charts.items()}),
-        items_json=embedded_json([rounded(dataclasses.asdict(item)) for item in comparison.paired_items]),
-        provenance=_provenance(comparison),
-        rule_of_three=RULE_OF_THREE,
-        bounded=bounded,
     )
 
 
-def write(comparison: Comparison, path: str | Path) -> Path:
+def write(comparison: Comparison, path: str | Path, *, page_bytes: int = PAGE_BYTES) -> Path:
     """Write the page to `path`, making its directory."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(comparison), encoding="utf-8", errors="replace")
-    return path
+    return write_whole(path, render(comparison, path.parent, page_bytes))

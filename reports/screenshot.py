@@ -62,7 +62,7 @@ def screenshot(
             device_scale_factor=2 if not full else 1,
         )
         page.goto(report.resolve().as_uri())
-        page.wait_for_selector("#chart-gaps .main-svg")
+        page.wait_for_selector("body[data-ready]")
         picture.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(picture), full_page=full)
         browser.close()

@@ -1,7 +1,7 @@
 """A comparison in a terminal: the headline, one table, what to know before believing it.
 
 Where the table with a column for each number does not fit (it needs about 90 columns), every task is a short block of
-lines. Knows nothing of how the numbers were made.
+lines. Columns follow the comparison's rungs and contrasts; every student has a line of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from perplexity_lies.errors import printable
-from perplexity_lies.read.comparison import Caution, Comparison, ProtocolRow, TaskRow, interval, signed
-from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE, Estimate
+from perplexity_lies.read.comparison import Comparison
+from perplexity_lies.read.numbers import Caution, RungRow, TaskRow
+from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE
+from perplexity_lies.read.stats.estimate import Estimate
+from perplexity_lies.read.wording import interval, signed
+from perplexity_lies.rungs import CONTRASTS, RUNGS
+from reports.naming import contest, estimates, letters, one_sided, rungs_of
 
 TASK_COLUMNS = 20
 """Longer names fold."""
+TASKS_NAMED = 8
+"""Tasks whose other reading stands in the line of its extractor."""
 ASCII = str.maketrans({"−": "-", "→": ">", "–": "-"})
 
 
@@ -28,8 +35,7 @@ def _name(row: TaskRow, comparison: Comparison) -> str:
 
 
 def _n(row: TaskRow) -> str:
-    counts = sorted({found.gap.n for found in (row.loglikelihood, row.generation) if found})
-    return "–".join(map(str, counts))
+    return "–".join(map(str, sorted({found.n for found in row.rungs.values()})))
 
 
 def _bounds(found: Estimate) -> str:
@@ -38,13 +44,12 @@ def _bounds(found: Estimate) -> str:
 
 def _style(found: Estimate) -> str:
     """Red where the interval lies below zero, green where above, plain where it includes zero."""
-    if found.high is not None and found.high < 0:
-        return "red"
-    return "green" if found.low is not None and found.low > 0 else ""
+    return {-1: "red", 0: "", 1: "green"}[found.direction]
 
 
-def _scores(found: ProtocolRow | None, between: str) -> str:
-    return f"{found.teacher.score.value:.1f}{between}{found.student.score.value:.1f}" if found else "–"
+def _scores(found: RungRow | None, side: int, between: str) -> str:
+    """The baseline's score and a student's."""
+    return between.join(f"{found.sides[i].score.value:.1f}" for i in (0, side)) if found else "–"
 
 
 def _gap(found: Estimate | None, *, inline: bool = False) -> Text:
@@ -54,62 +59,95 @@ def _gap(found: Estimate | None, *, inline: bool = False) -> Text:
     return text.append(" " if inline else "\n").append(_bounds(found), style="dim")
 
 
-def _answered(found: ProtocolRow | None, between: str) -> str:
+def _contrast(found: Estimate | None, alone: str, *, inline: bool = False) -> Text:
+    """The estimate; without one, the words for a task of one rung."""
+    if found is None and alone:
+        return Text(alone if inline else alone.replace(" by ", " by\n"), style="dim")
+    return _gap(found, inline=inline)
+
+
+def _answered(found: RungRow | None, side: int, between: str) -> str:
     if found is None:
         return "–"
-    sides = (found.teacher, found.student)
-    return between.join(f"{100 * side.coverage:.0f}, {100 * side.truncation:.0f}" for side in sides)
+    pair = (found.sides[0], found.sides[side])
+    return between.join(f"{100 * each.coverage:.0f}, {100 * each.truncation:.0f}" for each in pair)
 
 
 def _wide(comparison: Comparison) -> Table:
+    """A column for each number, a line of two for each task and student."""
+    rungs, several = rungs_of(comparison), len(comparison.students) > 1
+    replying = [rung for rung in rungs if rung.replies]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("task\nn", overflow="fold", max_width=TASK_COLUMNS)
-    for header in (
-        "log-lik %\nT, S",
-        "gap, pp\n[95 %]",
-        "gen. %\nT, S",
-        "gap, pp\n[95 %]",
-        "hidden gap\n[95 %]",
-        "answered,\ncut %",
-    ):
+    headers = [header for rung in rungs for header in (f"{rung.short} %\nT, S", "gap, pp\n[95 %]")]
+    headers += [f"{contrast.title}\n[95 %]" for contrast in CONTRASTS]
+    headers += [f"{rung.short + ' ' if len(replying) > 1 else ''}answered,\ncut %" for rung in replying]
+    for header in ["\nS"] * several + headers:
         table.add_column(header, justify="right", no_wrap=True)
     for row in comparison.rows:
-        ranked, generated = row.loglikelihood, row.generation
         if row is comparison.overall:
             table.add_section()
         name = Text(_name(row, comparison), style="bold" if row is comparison.overall else "")
-        table.add_row(
-            name.append(f"\n{_n(row)}", style="not bold dim"),
-            _scores(ranked, "\n"),
-            _gap(ranked.gap if ranked else None),
-            _scores(generated, "\n"),
-            _gap(generated.gap if generated else None),
-            _gap(row.hidden_gap),
-            _answered(generated, "\n"),
-        )
+        name.append(f"\n{_n(row)}", style="not bold dim")
+        alone = one_sided(comparison, row, short=True)
+        for side, letter in list(enumerate(letters(comparison)))[1:]:
+            cells: list[RenderableType] = [letter] if several else []
+            for rung in rungs:
+                cells += [_scores(row.rungs.get(rung.name), side, "\n"), _gap(row.gap(rung.name, side))]
+            cells += [_contrast(row.contrast(contrast.name, side), alone) for contrast in CONTRASTS]
+            cells += [_answered(row.rungs.get(rung.name), side, "\n") for rung in replying]
+            table.add_row(name if side == 1 else "", *cells)
     return table
 
 
 def _narrow(comparison: Comparison) -> Iterator[RenderableType]:
+    """A block of lines for each task."""
+    rungs, several = rungs_of(comparison), len(comparison.students) > 1
     for row in comparison.rows:
-        generated = row.generation
         yield Text(f"\n{_name(row, comparison)}", style="bold").append(f"  n {_n(row)}", style="not bold dim")
-        grid = Table.grid(padding=(0, 1))
-        for _ in range(3):
-            grid.add_column(overflow="fold")
-        for spoken, found in (("log-lik", row.loglikelihood), ("generated", generated)):
-            grid.add_row(f"  {spoken}", _scores(found, " → "), _gap(found.gap if found else None, inline=True))
-        grid.add_row("  hidden", "", _gap(row.hidden_gap, inline=True))
-        yield grid
-        if generated:
-            yield Text(f"  answered, cut {_answered(generated, ' → ')} %", style="dim")
+        for side, letter in list(enumerate(letters(comparison)))[1:]:
+            if several:
+                yield Text(f" {letter}", style="bold")
+            grid = Table.grid(padding=(0, 1))
+            for _ in range(3):
+                grid.add_column(overflow="fold")
+            for rung in rungs:
+                found = row.rungs.get(rung.name)
+                grid.add_row(
+                    f"  {rung.short}", _scores(found, side, " → "), _gap(row.gap(rung.name, side), inline=True)
+                )
+            for contrast in CONTRASTS:
+                found_contrast = row.contrast(contrast.name, side)
+                alone = one_sided(comparison, row, short=True)
+                grid.add_row(f"  {contrast.title.split()[0]}", "", _contrast(found_contrast, alone, inline=True))
+            yield grid
+            for rung in rungs:
+                if rung.replies and rung.name in row.rungs:
+                    said = _answered(row.rungs[rung.name], side, " → ")
+                    yield Text(f"  answered, cut {said} %", style="dim")
+
+
+def _other_readings(comparison: Comparison) -> Iterator[str]:
+    """A line for each extractor and rung: the gaps that it reads in the same replies."""
+    gaps: dict[tuple[str, str], list[str]] = {}
+    for row in comparison.tasks:
+        for rung, found in row.rungs.items():
+            for extractor, sides in found.readings.items():
+                said = " / ".join(signed(side.gap.value) for side in sides if side.gap)
+                gaps.setdefault((extractor, rung), []).append(f"{row.task} {said}")
+    for (extractor, rung), said in gaps.items():
+        more = f" and {len(said) - TASKS_NAMED} more in the report" if len(said) > TASKS_NAMED else ""
+        yield f"{extractor} reads the {RUNGS[rung].title} gap as {', '.join(said[:TASKS_NAMED])} pp{more}"
 
 
 def _notes(comparison: Comparison) -> Iterator[RenderableType]:
-    yield Text("T teacher, S student; answered: an answer was found; cut: the reply hit its budget", style="dim")
-    found = [gap for row in comparison.rows for gap in _gaps(row)]
-    if any(gap.method == RULE_OF_THREE for gap in found):
+    """What the letters mean, other readings, cautions."""
+    sides = zip(letters(comparison), comparison.sides, strict=True)
+    key = ", ".join(f"{letter} {side.label}" for letter, side in sides)
+    yield Text(f"{key}; answered: an answer was found; cut: the reply hit its budget", style="dim")
+    if any(found.method == RULE_OF_THREE for row in comparison.rows for found in estimates(row)):
         yield Text("* no two items differ: the bound is what n items cannot exclude (rule of three)", style="dim")
+    yield from (Text(printable(line)) for line in _other_readings(comparison))
     by_kind: dict[str, list[Caution]] = {}
     for caution in comparison.cautions:
         by_kind.setdefault(caution.kind, []).append(caution)
@@ -121,14 +159,6 @@ def _notes(comparison: Comparison) -> Iterator[RenderableType]:
         )
 
 
-def _gaps(row: TaskRow) -> Iterator[Estimate]:
-    for found in (row.loglikelihood, row.generation):
-        if found:
-            yield found.gap
-    if row.hidden_gap:
-        yield row.hidden_gap
-
-
 class _Rendered:
     """Chooses the layout when the width is known."""
 
@@ -137,9 +167,8 @@ class _Rendered:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         comparison = self.comparison
-        names = f"{comparison.student_name} (S) against {comparison.teacher_name} (T), suite {comparison.suite_name}"
         headline = Text(printable(comparison.headline()), style="bold red" if comparison.guard_failures else "bold")
-        parts: list[RenderableType] = [Text(printable(names), style="dim"), headline]
+        parts: list[RenderableType] = [Text(printable(contest(comparison)), style="dim"), headline]
         if comparison.partial:
             parts.append(Text(f"PARTIAL: at most {comparison.limit} items per task were asked.", style="bold yellow"))
         table = _wide(comparison)

@@ -64,7 +64,11 @@ def test_records_are_what_transformers_says(runs: dict[str, list[ItemRecord]], n
             end = tokenizer.eos_token_id
             ids = whole[0, ids.shape[1] :].tolist()
             assert list(record.token_ids) == (ids[: ids.index(end) + 1] if end in ids else ids)
-            assert (record.text, record.headline.answer, record.score) == (text, answer, float(answer == asked["target"]))
+            assert (record.text, record.headline.answer, record.score) == (
+                text,
+                answer,
+                float(answer == asked["target"]),
+            )
             continue
         nats = []
         for choice in asked["choices"]:  # type: ignore[attr-defined]
@@ -94,7 +98,8 @@ def test_answers_are_judged_to_the_letter(runs: dict[str, list[ItemRecord]]) -> 
     from evalscope import TaskConfig
     from evalscope.api.registry import get_benchmark
 
-    from perplexity_lies.protocols.generation import EXACT_MATCH, ITEMS_BENCHMARK
+    from perplexity_lies.extract.base import EXACT_MATCH
+    from perplexity_lies.protocols.evalscope_door import ITEMS_BENCHMARK
 
     arguments = {ITEMS_BENCHMARK: {"local_path": "items", "extra_params": {"extract": "(.*)"}}}
     judge = get_benchmark(ITEMS_BENCHMARK, TaskConfig(model="none", datasets=[ITEMS_BENCHMARK], dataset_args=arguments))

@@ -52,7 +52,9 @@ def examples() -> dict[str, Example]:
                 lines = text.splitlines()
                 starts = [i for i, line in enumerate(lines) if line.startswith("$ ")] + [len(lines)]
                 for start, stop in zip(starts, starts[1:], strict=False):
-                    example.commands.append((lines[start][2:], [line for line in lines[start + 1 : stop] if line.strip()]))
+                    example.commands.append(
+                        (lines[start][2:], [line for line in lines[start + 1 : stop] if line.strip()])
+                    )
             elif row := ROW.fullmatch(first):
                 example.rows.append((row[1], row[2], rest))
             elif file := FILE.match(first):

@@ -20,7 +20,7 @@ from annotated_types import MinLen
 from perplexity_lies.checked import Checked, checked
 from perplexity_lies.errors import UsageError
 
-EXAMPLE = '{"id": "a1", "question": "...", "choices": ["...", "..."], "gold": 0, "target": "..."}'
+ITEM_EXAMPLE = '{"id": "a1", "question": "...", "choices": ["...", "..."], "gold": 0, "target": "..."}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Item))
 def item_of(raw: Any, where: str) -> Item:
     """Plain values, such as a line of a JSONL file holds, as an item. Raises UsageError led by `where`."""
     known = {key: raw[key] for key in FIELDS if key in raw} if isinstance(raw, dict) else raw
-    return checked(Item, known, where, EXAMPLE)
+    return checked(Item, known, where, ITEM_EXAMPLE)
 
 
 def refuse_same_id(items: Iterable[Item], where: str) -> None:
@@ -79,7 +79,7 @@ def read_items(file: Path, where: str = "") -> list[Item]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{where} is not UTF-8 text", found=str(error), mend="save it as UTF-8") from error
     if lines == [""]:
-        raise UsageError(f"{where} holds no items", found="an empty file", mend=f"one a line: {EXAMPLE}")
+        raise UsageError(f"{where} holds no items", found="an empty file", mend=f"one a line: {ITEM_EXAMPLE}")
     items = [item_of(_json(line, f"{where}:{number}"), f"{where}:{number}") for number, line in enumerate(lines, 1)]
     refuse_same_id(items, where)
     return items
@@ -89,7 +89,7 @@ def _json(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not JSON", found=str(error)[:200], mend=EXAMPLE) from error
+        raise UsageError(f"{where} is not JSON", found=str(error)[:200], mend=ITEM_EXAMPLE) from error
 
 
 def dump_items(items: Iterable[Item]) -> str:

@@ -114,7 +114,7 @@ class LibraryItems(ItemSource):
 class LmEvalItems(LibraryItems):
     """Documents of an lm-eval task."""
 
-    door: ClassVar[str] = "perplexity_lies.protocols.lm_eval_door:items"
+    door: ClassVar[str] = "perplexity_lies.protocols.lm_eval_door:documents"
 
     lm_eval: Annotated[str, MinLen(1)]
     """A stock YAML, relative to lm-eval's `tasks/`."""
@@ -130,7 +130,7 @@ class LmEvalItems(LibraryItems):
 class EvalscopeItems(LibraryItems):
     """Samples of an evalscope benchmark, before its prompt template."""
 
-    door: ClassVar[str] = "perplexity_lies.protocols.evalscope_door:items"
+    door: ClassVar[str] = "perplexity_lies.protocols.evalscope_door:samples"
 
     evalscope: Annotated[str, MinLen(1)]
     """Name of a stock benchmark."""

@@ -26,7 +26,7 @@ from annotated_types import MinLen
 
 from perplexity_lies.catalogue.items import Item
 from perplexity_lies.catalogue.sources import read_source
-from perplexity_lies.catalogue.tasks import RungSettings, Suite, TaskSpec, rung_settings
+from perplexity_lies.catalogue.tasks import RungSettings, Suite, TaskSpec, rung_class
 from perplexity_lies.checked import Checked, checked
 from perplexity_lies.digests import canonical_json, without_defaults
 from perplexity_lies.errors import UsageError, nearest
@@ -124,7 +124,7 @@ def _rungs_of_blocks(raw: Mapping[str, Any], blocks: list[str], where: str) -> d
             found=f"keys: {', '.join(raw)}",
             mend=f"add `items:`, or a block: {', '.join(f'`{rung}:`' for rung in RUNGS)}",
         )
-    return {rung: _settings(rung_settings(rung), raw[rung], f"{where}, {rung}") for rung in blocks}
+    return {rung: _settings(rung_class(rung), raw[rung], f"{where}, {rung}") for rung in blocks}
 
 
 def _rungs_of_items(raw: Mapping[str, Any], wanted: tuple[str, ...], where: str) -> dict[str, RungSettings]:
@@ -136,7 +136,7 @@ def _rungs_of_items(raw: Mapping[str, Any], wanted: tuple[str, ...], where: str)
                 found=f"rungs: {', '.join(RUNGS)}",
                 mend=f"rungs: [{GENERATION}]",
             )
-    kinds = {rung: rung_settings(rung) for rung in RUNGS if rung in wanted}
+    kinds = {rung: rung_class(rung) for rung in RUNGS if rung in wanted}
     _refuse_unknown(raw, (*HEAD, *kinds, *dict.fromkeys(key for kind in kinds.values() for key in kind.flat)), where)
     rungs: dict[str, RungSettings] = {}
     for rung, kind in kinds.items():

@@ -61,7 +61,7 @@ class RungSettings(Checked, abc.ABC):
     @classmethod
     @abc.abstractmethod
     def ask(cls, engine: Any, suite: Suite, context: Any) -> list[ItemRecord]:
-        """Records of every item of `suite`, whose tasks all have this rung, in the suite's order.
+        """Records of every item of the tasks that have this rung (`suite.tasks_on`), in the suite's order.
 
         `engine` is an `engines.base.Engine`, `context` a `protocols.base.Context`.
         """
@@ -70,10 +70,10 @@ class RungSettings(Checked, abc.ABC):
     def source(self, items: ItemSource | None) -> str:
         """In words, for a report: library, benchmark, shots."""
 
-    def facts(self, items: ItemSource | None) -> RungFacts:
-        """What the manifest of a run tells of these settings."""
+    def facts(self, task: TaskSpec) -> RungFacts:
+        """What the manifest of a run tells of these settings of `task`."""
         plain = json.loads(canonical_json(without_defaults(self)))
-        return RungFacts(metric=self.metric, chance=self.chance, source=self.source(items), settings=plain)
+        return RungFacts(metric=self.metric, chance=self.chance, source=self.source(task.items), settings=plain)
 
     def files(self, folder: Path, where: str) -> list[Path]:
         """The suite's own files beside it that these settings name. Raises UsageError for one that is not there."""
@@ -103,7 +103,7 @@ class RungSettings(Checked, abc.ABC):
                 )
 
 
-def rung_settings(rung: str) -> type[RungSettings]:
+def rung_class(rung: str) -> type[RungSettings]:
     """The settings class of a rung that the table has."""
     found: type[RungSettings] = from_table(RUNGS[rung].home, f"the rung {rung!r} cannot be used", "all")
     return found
@@ -142,11 +142,6 @@ class Suite:
         """Hub ids of the datasets that a mirror must hold, each once."""
         return tuple(dict.fromkeys(dataset for task in self.tasks for dataset in task.datasets))
 
-    @property
-    def rungs(self) -> tuple[str, ...]:
-        """Rungs that some task has, in the order of `RUNGS`."""
-        return tuple(rung for rung in RUNGS if any(rung in task.rungs for task in self.tasks))
-
-    def on(self, rung: str) -> Suite:
-        """This suite with only the tasks that have `rung`."""
-        return dataclasses.replace(self, tasks=tuple(task for task in self.tasks if rung in task.rungs))
+    def tasks_on(self, rung: str) -> tuple[TaskSpec, ...]:
+        """The tasks that have `rung`, in order."""
+        return tuple(task for task in self.tasks if rung in task.rungs)

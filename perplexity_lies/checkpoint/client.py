@@ -32,7 +32,6 @@ from perplexity_lies.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     import httpx
-    import tenacity
 
 API_KEY = "PLIES_API_KEY"
 """Environment variable whose value is sent to the server as a bearer token, and nowhere else."""
@@ -191,12 +190,12 @@ class Client:
         """
         import tenacity
 
-        def wait_s(state: tenacity.RetryCallState) -> float:
-            return max(self.patience.wait_s(state.attempt_number, name), _failure(state).retry_after_s)
+        def wait_s(state: Any) -> float:
+            return max(self.patience.wait_s(state.attempt_number, name), state.outcome.exception().retry_after_s)
 
-        def log(state: tenacity.RetryCallState) -> None:
-            wait, count = state.upcoming_sleep, state.attempt_number
-            logger.warning("%s%s: %s; tried again in %.1f s (%d)", self.url, path, _failure(state), wait, count)
+        def log(state: Any) -> None:
+            why, wait, count = state.outcome.exception(), state.upcoming_sleep, state.attempt_number
+            logger.warning("%s%s: %s; tried again in %.1f s (%d)", self.url, path, why, wait, count)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Failed),
@@ -204,9 +203,13 @@ class Client:
             wait=wait_s,
             sleep=tenacity.sleep_using_event(self._closing),
             before_sleep=log,
-            retry_error_callback=_give_up,
+            reraise=True,
         )
-        return retrying(self._attempt, path, body, read)
+        try:
+            return retrying(self._attempt, path, body, read)
+        except Failed as error:
+            count = retrying.statistics["attempt_number"]
+            raise Failed(error.status, f"{error}, after {count} attempts") from error
 
     def _attempt(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
         """One attempt. Raises Failed where another one might succeed, else Refused."""
@@ -233,18 +236,6 @@ class Client:
         """Wake every waiting thread and close the connections."""
         self._closing.set()
         self._client.close()
-
-
-def _failure(state: tenacity.RetryCallState) -> Failed:
-    """What the last attempt raised."""
-    error = state.outcome.exception() if state.outcome else None
-    assert isinstance(error, Failed)
-    return error
-
-
-def _give_up(state: tenacity.RetryCallState) -> Any:
-    error = _failure(state)
-    raise Failed(error.status, f"{error}, after {state.attempt_number} attempts") from error
 
 
 def may_pass(status: int) -> bool:

@@ -17,33 +17,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from perplexity_lies.checkpoint import preflight, small_files, weights
 from perplexity_lies.checkpoint.client import Patience, ServedModel, look_up, parse_address
-from perplexity_lies.checkpoint.preflight import (
-    check_config,
-    check_shapes,
-    check_tokenizer,
-    has_chat_template,
-    wanted_code,
-)
-from perplexity_lies.checkpoint.small_files import (
-    SmallFiles,
-    digest_config,
-    digest_parts,
-    digest_tokenizer,
-    listing,
-    read_object,
-    read_small_files,
-    stable_json,
-    tokenizer_paths,
-)
-from perplexity_lies.checkpoint.weights import (
-    SAFETENSORS,
-    digest_files,
-    digest_tensors,
-    find_weight_files,
-    read_tensors,
-    stored_dtype,
-)
+from perplexity_lies.checkpoint.small_files import SmallFiles, digest_parts, read_small_files
 from perplexity_lies.errors import CheckpointError, MissingError, UsageError, nearest
 from perplexity_lies.record.manifest import CheckpointFacts
 
@@ -79,8 +55,8 @@ class Checkpoint(CheckpointFacts):
 
 def is_checkpoint(directory: Path) -> bool:
     """Whether a directory has a config and weights, by file names alone."""
-    weights = (SAFETENSORS, f"{SAFETENSORS}.index.json")
-    return (directory / "config.json").is_file() and any((directory / file).is_file() for file in weights)
+    names = (weights.SAFETENSORS, f"{weights.SAFETENSORS}.index.json")
+    return (directory / "config.json").is_file() and any((directory / file).is_file() for file in names)
 
 
 def _checkpoints_in(directory: Path) -> list[str]:
@@ -176,7 +152,7 @@ def _locate(name: str, files: tuple[str, ...]) -> tuple[str, Path, str]:
 
 def _check_directory(name: str, path: Path) -> None:
     """Raises CheckpointError for a directory that is something else: an adapter, GGUF, a folder of checkpoints."""
-    if (adapter := read_object(name, path / "adapter_config.json")) is not None:
+    if (adapter := small_files.read_object(name, path / "adapter_config.json")) is not None:
         base = adapter.get("base_model_name_or_path", "BASE")
         named = base if isinstance(base, str) and HUB_ID.fullmatch(base) else "BASE"  # it goes into a command to type
         raise CheckpointError(
@@ -192,11 +168,14 @@ def _check_directory(name: str, path: Path) -> None:
     if (path / "config.json").is_file():
         return
     if list(path.glob("*.gguf")):
-        find_weight_files(name, path, allow_pickle=False)
+        weights.find_weight_files(name, path, allow_pickle=False)
     inside = _checkpoints_in(path)
     raise CheckpointError(
         f"checkpoint {name!r} has no config.json",
-        found=(f"in {path}: {listing(path)}", *([f"checkpoints in it: {', '.join(inside[:5])}"] if inside else [])),
+        found=(
+            f"in {path}: {small_files.listing(path)}",
+            *([f"checkpoints in it: {', '.join(inside[:5])}"] if inside else []),
+        ),
         mend=f"give {inside[-1]}" if inside else "give a directory that save_pretrained wrote, or hf download fetched",
     )
 
@@ -204,32 +183,32 @@ def _check_directory(name: str, path: Path) -> None:
 def _resolve_files(name: str, kind: str, path: Path, revision: str, *, pickle: bool, remote_code: bool) -> Checkpoint:
     _check_directory(name, path)
     files = read_small_files(name, path)
-    check_config(files, trust_remote_code=remote_code)
-    check_tokenizer(files)
-    weight_files = find_weight_files(name, path, allow_pickle=pickle)
+    preflight.check_config(files, trust_remote_code=remote_code)
+    preflight.check_tokenizer(files)
+    weight_files = weights.find_weight_files(name, path, allow_pickle=pickle)
     if weight_files[0].suffix == ".safetensors":
-        tensors = read_tensors(name, weight_files)
-        check_shapes(files, tensors)
-        weights, dtype = digest_tensors(name, tensors), stored_dtype(tensors)
+        tensors = weights.read_tensors(name, weight_files)
+        preflight.check_shapes(files, tensors)
+        weights_digest, dtype = weights.digest_tensors(name, tensors), weights.stored_dtype(tensors)
         parameters = sum(tensor.elements for tensor in tensors)
     else:
-        weights, dtype, parameters = digest_files(name, weight_files), "unknown", 0
-    tokenizer = digest_tokenizer(files)
-    config = digest_config(files, with_code=remote_code and bool(wanted_code(files)))
+        weights_digest, dtype, parameters = weights.digest_files(name, weight_files), "unknown", 0
+    tokenizer = small_files.digest_tokenizer(files)
+    config = small_files.digest_config(files, with_code=remote_code and bool(preflight.wanted_code(files)))
     return Checkpoint(
         name=name,
         path=path,
         kind=kind,
         revision=revision,
-        weights_digest=weights,
+        weights_digest=weights_digest,
         tokenizer_digest=tokenizer,
         config_digest=config,
-        digest=digest_parts([weights.encode(), tokenizer.encode(), config.encode()]),
+        digest=digest_parts([weights_digest.encode(), tokenizer.encode(), config.encode()]),
         model_type=files.config["model_type"],
         architecture=next(iter(files.config.get("architectures") or ()), ""),
         dtype=dtype,
         parameters=parameters,
-        has_chat_template=has_chat_template(files),
+        has_chat_template=preflight.has_chat_template(files),
         trust_remote_code=remote_code,
         allow_pickle=pickle,
     )
@@ -239,16 +218,16 @@ def _served_files(name: str, served: ServedModel, tokenizer: str | None, *, remo
     """Small files of a served model: in `tokenizer` as typed, or in the directory here by which the server names its model."""
     if tokenizer is None:
         near = Path(served.model).expanduser()
-        return read_small_files(name, near) if near.is_dir() and tokenizer_paths(near) else None
+        return read_small_files(name, near) if near.is_dir() and small_files.tokenizer_paths(near) else None
     files = read_small_files(tokenizer, _locate(tokenizer, HUB_TOKENIZER + (("*.py",) if remote_code else ()))[1])
-    check_tokenizer(files)
+    preflight.check_tokenizer(files)
     return files
 
 
 def _resolve_served(name: str, served: ServedModel, tokenizer: str | None, *, remote_code: bool) -> Checkpoint:
     files = _served_files(name, served, tokenizer, remote_code=remote_code)
-    digest = digest_tokenizer(files) if files else ""
-    description = digest_parts([served.url.encode(), served.model.encode(), stable_json(served.entry)])
+    digest = small_files.digest_tokenizer(files) if files else ""
+    description = digest_parts([served.url.encode(), served.model.encode(), small_files.stable_json(served.entry)])
     return Checkpoint(
         name=name,
         path=files.directory if files else None,
@@ -259,7 +238,7 @@ def _resolve_served(name: str, served: ServedModel, tokenizer: str | None, *, re
         digest=digest_parts([ENDPOINT.encode(), digest.encode(), description.encode()]),
         model_type=str(files.config.get("model_type", "unknown")) if files else "unknown",
         dtype="unknown",
-        has_chat_template=has_chat_template(files) if files else False,
+        has_chat_template=preflight.has_chat_template(files) if files else False,
         trust_remote_code=remote_code,
         url=served.url,
         served_model=served.model,

@@ -16,7 +16,7 @@ from perplexity_lies.errors import UsageError
 from perplexity_lies.extract.base import Extractor, Found
 from perplexity_lies.record.records import ItemRecord
 
-EXAMPLE = r"'answer : (\d+)'"
+PATTERN_EXAMPLE = r"'answer : (\d+)'"
 
 
 class Pattern(Extractor):
@@ -31,19 +31,21 @@ class Pattern(Extractor):
         pattern = argument or own
         if not pattern:
             raise UsageError(
-                "`pattern` needs a regular expression", found="the suite has no `extract`", mend=f"pattern={EXAMPLE}"
+                "`pattern` needs a regular expression",
+                found="the suite has no `extract`",
+                mend=f"pattern={PATTERN_EXAMPLE}",
             )
         try:
             self.regex = re.compile(pattern)
         except re.error as error:
             raise UsageError(
-                f"{pattern!r} is not a regular expression", found=str(error), mend=f"extract: {EXAMPLE}"
+                f"{pattern!r} is not a regular expression", found=str(error), mend=f"extract: {PATTERN_EXAMPLE}"
             ) from error
         if self.regex.groups != 1:
             raise UsageError(
                 f"{pattern!r} needs one group: what stands in it is the answer",
                 found=f"{self.regex.groups} groups",
-                mend=f"extract: {EXAMPLE}",
+                mend=f"extract: {PATTERN_EXAMPLE}",
             )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,13 +51,14 @@ class Keyed(Protocol):
 def through_door(
     door: str, kind: type[RungSettings], engine: Engine, suite: Suite, context: Context
 ) -> list[ItemRecord]:
-    """What the function that `door` names (`module:function`) makes of a suite; it is imported now.
+    """What the function that `door` names (`module:function`) makes of the tasks with the rung; it is imported now.
 
     Raises MissingError, naming the extra, when its library is absent.
     """
     with context.reporter.step(f"starting {kind.rung}"):
         function = from_table(door, f"the rung {kind.rung!r} cannot be asked", "eval")
-    records: list[ItemRecord] = function(kind, engine, suite, context)
+    narrowed = replace(suite, tasks=suite.tasks_on(kind.rung))
+    records: list[ItemRecord] = function(kind, engine, narrowed, context)
     return records
 
 
@@ -104,7 +105,7 @@ def refuse_twins(records: Iterable[ItemRecord], kind: type[RungSettings], suite:
         seen.add(place)
 
 
-def render(template: str, fields: Mapping[str, Any], where: str) -> str:
+def render_template(template: str, fields: Mapping[str, Any], where: str) -> str:
     """A suite's Jinja template over an item's fields. Raises UsageError for a template that does not fit them."""
     try:
         return strangers().from_string(template).render(**fields)
@@ -117,8 +118,8 @@ def render(template: str, fields: Mapping[str, Any], where: str) -> str:
 
 
 def fill(template: str, fields: Mapping[str, Any], where: str) -> str:
-    """The rendered template with single spaces and no line breaks. Raises UsageError as `render`."""
-    return " ".join(render(template, fields, where).split())
+    """The rendered template with single spaces and no line breaks. Raises UsageError as `render_template`."""
+    return " ".join(render_template(template, fields, where).split())
 
 
 def item_name(template: str, fields: Mapping[str, Any], where: str) -> str:

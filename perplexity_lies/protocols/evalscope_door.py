@@ -47,7 +47,7 @@ from perplexity_lies.record.records import ItemRecord
 ITEMS_BENCHMARK = "plies_items"
 """Our own benchmark: items asked as they stand, judged by an exact match of what a pattern finds."""
 
-LOADING_ERRORS = (ValueError, KeyError, OSError, AssertionError)
+EVALSCOPE_LOADING_ERRORS = (ValueError, KeyError, OSError, AssertionError)
 """What evalscope raises for a benchmark that it cannot load."""
 
 
@@ -106,7 +106,7 @@ def plain_messages(messages: Sequence[ChatMessage]) -> list[Message]:
     return [{"role": message.role, "content": message.text} for message in messages]
 
 
-def ask(kind: type[Generation], engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
+def ask_evalscope(kind: type[Generation], engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
     """Records of every item of `suite` under evalscope, task by task and seed by seed in the suite's order.
 
     Raises UsageError for a benchmark that evalscope does not have or cannot load.
@@ -184,7 +184,7 @@ def _load(config: TaskConfig, where: str) -> tuple[list[tuple[str, list[Sample]]
     texts = _keep_questions(adapter)
     try:
         return [(subset, list(samples)) for subset, samples in adapter.load_dataset().items()], texts
-    except LOADING_ERRORS as error:
+    except EVALSCOPE_LOADING_ERRORS as error:
         raise UsageError(
             f"{where}: evalscope cannot load {name!r}", found=" ".join(str(error).split())[:300],
             mend="check `subset:` and the dataset's folder in the mirror",
@@ -314,7 +314,7 @@ class ItemsAdapter(DefaultDataAdapter):
         )
 
 
-def items(source: EvalscopeItems, mirror: Mirror, limit: int | None) -> list[Item]:
+def samples(source: EvalscopeItems, mirror: Mirror, limit: int | None) -> list[Item]:
     """Question, choices and right answer of a benchmark's samples as its loader makes them, of the first `limit`.
 
     Raises UsageError for a benchmark that evalscope does not have or cannot load.
@@ -332,8 +332,8 @@ def items(source: EvalscopeItems, mirror: Mirror, limit: int | None) -> list[Ite
             no_timestamp=True,
         )
         loaded, texts = _load(config, source.title)
-    samples = [(sample, subset) for subset, of_subset in loaded for sample in of_subset]
-    return [_item(sample, subset, texts, source) for sample, subset in samples[:limit]]
+    flat = [(sample, subset) for subset, of_subset in loaded for sample in of_subset]
+    return [_item(sample, subset, texts, source) for sample, subset in flat[:limit]]
 
 
 def _item(sample: Sample, subset: str, texts: Texts, source: EvalscopeItems) -> Item:

@@ -79,7 +79,7 @@ def record_of(question: Question, reply: GenerateResult, review: dict[str, Any] 
         gold_index=question.gold_index,
         readings=(reading,),
         text=reply.text,
-        token_ids=tuple(getattr(reply, "token_ids", ())),
+        token_ids=tuple(reply.token_ids),
         finish_reason=reply.finish_reason if not reply.error else "",
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,

@@ -66,7 +66,7 @@ class Generation(RungSettings):
 
     @classmethod
     def ask(cls, engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
-        return through_door("perplexity_lies.protocols.evalscope_door:ask", cls, engine, suite, context)
+        return through_door("perplexity_lies.protocols.evalscope_door:ask_evalscope", cls, engine, suite, context)
 
     def source(self, items: ItemSource | None) -> str:
         judged = f"evalscope {self.evalscope} {self.subset}".strip()

@@ -36,7 +36,7 @@ from perplexity_lies.protocols.base import (
     library_item,
     refuse_scale,
     refuse_twins,
-    render,
+    render_template,
 )
 from perplexity_lies.protocols.loglikelihood import ITEMS_METRICS, Loglikelihood
 from perplexity_lies.protocols.ranking import is_fragile, ranked_first
@@ -45,7 +45,7 @@ from perplexity_lies.record.records import ItemRecord, Reading, Status
 RANKED = ("multiple_choice", "loglikelihood")
 """lm-eval's output types that can be ranked."""
 
-LOADING_ERRORS = (ValueError, KeyError, FileNotFoundError, ImportError, TypeError)
+LM_EVAL_LOADING_ERRORS = (ValueError, KeyError, FileNotFoundError, ImportError, TypeError)
 """What lm-eval raises for a task that it cannot load."""
 
 
@@ -120,7 +120,7 @@ class EngineLM(TemplateLM):
         raise NotImplementedError("generation under lm-eval is refused before a task runs")
 
 
-def ask(kind: type[Loglikelihood], engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
+def ask_lm_eval(kind: type[Loglikelihood], engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
     """Records of every item of `suite` under lm-eval, task by task in the suite's order.
 
     Raises UsageError for a task that lm-eval cannot load or that is not ranked by log-likelihood.
@@ -178,7 +178,7 @@ def _load(manager: Any, name: str) -> Any:
     """A task of lm-eval's. Raises UsageError for one that it cannot load."""
     try:
         return manager.load([name])["tasks"][name]
-    except LOADING_ERRORS as error:
+    except LM_EVAL_LOADING_ERRORS as error:
         raise UsageError(
             f"lm-eval cannot load task {name!r}", found=" ".join(str(error).split())[:300],
             mend="try the same YAML in plain lm-eval: lm_eval --include_path ...",
@@ -357,7 +357,7 @@ def _readable(prompt: str) -> str:
     return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
 
 
-def items(source: LmEvalItems, mirror: Mirror, limit: int | None) -> list[Item]:
+def documents(source: LmEvalItems, mirror: Mirror, limit: int | None) -> list[Item]:
     """Question, choices and right answer of an lm-eval task's documents, of the first `limit`.
 
     Raises UsageError for a task whose prompt is not one text (WinoGrande's are one a choice).
@@ -380,6 +380,6 @@ def _item(task: Any, doc: dict[str, Any], source: LmEvalItems, where: str) -> It
     ranked = task.OUTPUT_TYPE == "multiple_choice"
     choices = [str(choice) for choice in task.doc_to_choice(doc)] if ranked else []
     gold = _gold_index(task, doc) if ranked else -1
-    question = render(source.question, doc, where) if source.question else str(task.doc_to_text(doc))
+    question = render_template(source.question, doc, where) if source.question else str(task.doc_to_text(doc))
     target = choices[gold] if ranked else str(task.doc_to_target(doc))
     return library_item(source, doc, question=question, choices=choices, gold=gold, target=target)

@@ -40,7 +40,7 @@ class Loglikelihood(RungSettings):
 
     @classmethod
     def ask(cls, engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
-        return through_door("perplexity_lies.protocols.lm_eval_door:ask", cls, engine, suite, context)
+        return through_door("perplexity_lies.protocols.lm_eval_door:ask_lm_eval", cls, engine, suite, context)
 
     def source(self, items: ItemSource | None) -> str:
         asked = items.title if items is not None else self.lm_eval or self.lm_eval_file

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from perplexity_lies.errors import MissingError
-from perplexity_lies.read.comparison import load_comparison, signed
+from perplexity_lies.read.comparison import load_comparison
+from perplexity_lies.read.wording import signed
 from perplexity_lies.record.records import GENERATION
 from reports import figures, screenshot
 from reports.html import embedded_json, render
