@@ -47,10 +47,8 @@ run_task(TaskConfig(
 
 def plain_lm_eval(checkpoint: Path, suite: Suite, hub: Path, limit: int, work: Path) -> dict[str, list[dict[str, Any]]]:
     """Samples of plain `lm_eval`, by task of the suite."""
-    stock = {
-        task.name: Path(Loglikelihood.of(task).lm_eval or Loglikelihood.of(task).lm_eval_file).stem
-        for task in suite.tasks
-    }
+    settings = {task.name: Loglikelihood.of(task) for task in suite.tasks}
+    stock = {name: Path(own.lm_eval or own.lm_eval_file).stem for name, own in settings.items()}
     stock["winogrande"] = "winogrande"
     own = suite.path.parent / "lm_eval"
     subprocess.run(
@@ -162,7 +160,8 @@ def main() -> None:
                     checkpoint, task, folder_of(hub, Generation.of(task).dataset), asked.limit, work
                 )
                 ours = {
-                    p: [r for r in records if r.task == task.name and r.rung == p] for p in (LOGLIKELIHOOD, GENERATION)
+                    rung: [r for r in records if r.task == task.name and r.rung == rung]
+                    for rung in (LOGLIKELIHOOD, GENERATION)
                 }
                 row = {
                     LOGLIKELIHOOD: compare_loglikelihood(task, ours[LOGLIKELIHOOD], samples[task.name]),

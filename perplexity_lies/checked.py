@@ -90,16 +90,25 @@ def _explained(kind: Any, raw: Any, where: str, mend: str, error: ValidationErro
             f"{place}: unknown key {str(name)[:FOUND_CHARACTERS]!r}{nearest(str(name), known)}",
             found=f"known keys: {', '.join(known)}", mend=mend or "spell it as one of these, or take it out",
         )  # fmt: skip
+    if fault["type"] == "value_error":
+        place, said_of_it = _joined(where, _spelled(path)), fault.get("ctx", {}).get("error", fault["msg"])
+        return UsageError(f"{place}: {said_of_it}", found=_shown(fault["input"]), mend=mend or "mend that value")
     said = list(dict.fromkeys(_wanted(each["msg"]) for each, at, _ in located if at == path))
-    shown = json.dumps(fault["input"], default=str, ensure_ascii=False)[:FOUND_CHARACTERS]
     wanted = " or ".join([said[0], *(other.removeprefix("should be ") for other in said[1:])])
     words = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected", "")))
     near = nearest(fault["input"], words) if isinstance(fault["input"], str) else ""
-    return UsageError(f"{_joined(where, _spelled(path))} {wanted}{near}", found=shown, mend=mend or "mend that value")
+    asked = f"{_joined(where, _spelled(path))} {wanted}{near}"
+    return UsageError(asked, found=_shown(fault["input"]), mend=mend or "mend that value")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)[:FOUND_CHARACTERS]
 
 
 def _wanted(message: str) -> str:
     """pydantic's message in the words of YAML: `should be an integer`."""
+    if message.startswith("Invalid JSON"):  # we wrote it ourselves, so it can only be this
+        return "holds half a surrogate pair, which is no text"
     for theirs, ours in (
         ("a valid integer", "an integer"),
         ("a valid array", "a list"),
@@ -109,8 +118,8 @@ def _wanted(message: str) -> str:
         message = message.replace(theirs, ours)
     message = re.sub(
         r"^\w+ (should have at \w+ \d+ \w+) .*", r"\1", message
-    )  # `Tuple should have at least 1 item after ...`
-    return message.removeprefix("Input ").replace("an mapping", "a mapping")
+    )  # `Tuple should ... after validation, not 0`
+    return re.sub(r"^(Input|String|Tuple|List|Dictionary|Value) ", "", message).replace("an mapping", "a mapping")
 
 
 def _joined(where: str, place: str) -> str:

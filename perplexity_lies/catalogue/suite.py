@@ -92,7 +92,7 @@ def load_suite(name: str | Path) -> Suite:
 
 
 def _task(raw: Mapping[str, Any], number: int, path: Path, digest: hashlib._Hash) -> TaskSpec:
-    """One task, which enters `digest`."""
+    """Read and check one task; what it asks is added to `digest`."""
     name = raw.get("name")
     where = f"suite {path.name}, task {repr(name) if isinstance(name, str) else number}"
     head = checked(_Head, {key: raw[key] for key in HEAD if key in raw}, where)

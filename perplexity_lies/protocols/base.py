@@ -34,7 +34,7 @@ class Context:
     limit: int | None
     """First items of each task; None for all."""
     journal: Journal
-    """Of this rung: what the engine has answered already."""
+    """What the engine has answered already on this rung."""
     log: Path
     """Where the libraries' output goes."""
     reporter: Reporter

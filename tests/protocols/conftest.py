@@ -105,6 +105,15 @@ def ask(tmp_path: Path) -> Ask:
 
 
 @pytest.fixture(scope="session")
+def hub() -> Path:
+    """A mirror of real datasets; skips where the machine has none."""
+    found = Path(__file__).parents[3] / "shared" / "data" / "hub"
+    if not found.is_dir():
+        pytest.skip("no ../shared/data/hub on this machine")
+    return found
+
+
+@pytest.fixture(scope="session")
 def learned_positions(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Callable[[str], Path]:
     """`learned_positions("gpt2")` -> a checkpoint whose position table has 48 places."""
     import torch

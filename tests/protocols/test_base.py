@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from perplexity_lies.errors import UsageError, printable
 from perplexity_lies.protocols.base import fill, item_name, refuse_scale
 from perplexity_lies.protocols.evalscope_reviews import Pass, Question, record_of
 from perplexity_lies.protocols.generation import Generation
+from perplexity_lies.record.manifest import Rounding
 from perplexity_lies.record.records import ItemRecord, Status
 
 
@@ -35,15 +37,17 @@ def test_a_metric_on_another_scale_is_refused(score: float) -> None:
         refuse_scale("lambada", "loglikelihood", "perplexity", score)
 
 
-def reviewed(score: dict[str, Any]) -> ItemRecord:
-    context: Any = None
-    reply = GenerateResult(key="k", text="9^9^9", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+REPLY = GenerateResult(key="k", text="9^9^9", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+
+
+def reviewed(score: dict[str, Any] | None, reply: GenerateResult = REPLY) -> ItemRecord:
+    context: Any = SimpleNamespace(rounding=Rounding())
     settings = Generation(metric="acc", max_new_tokens=4)
     wanted = Pass(task="gsm8k", settings=settings, seed=0, context=context, items=None)
     question = Question(
         subset="s", index=0, item="i", subject="", messages=[{"role": "user", "content": "q"}], target="1"
     )
-    return record_of(question, reply, {"sample_score": {"score": score}}, wanted)
+    return record_of(question, reply, {"sample_score": {"score": score}} if score else None, wanted)
 
 
 def test_a_reply_that_evalscope_cannot_score_is_that_items_own() -> None:
@@ -57,6 +61,22 @@ def test_a_reply_that_evalscope_cannot_score_is_that_items_own() -> None:
     assert reviewed(Score(value={"acc": 1.0}, extracted_prediction="1").model_dump(mode="json")).score == 1.0
     with pytest.raises(UsageError, match="gives no metric 'acc'"):
         reviewed(Score(value={"exact": 1.0}).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "failed", "status"), [("too long", False, Status.REFUSED), ("connection lost", True, Status.ERRORED)]
+)
+def test_a_reply_that_could_not_be_had(refusal: str, failed: bool, status: Status) -> None:
+    reply = GenerateResult(
+        key="k", text="", finish_reason="length", prompt_tokens=1, completion_tokens=0, error=refusal, failed=failed
+    )
+    found = reviewed({"value": {"acc": 1.0}}, reply)
+    assert (found.status, found.score, found.error, found.finish_reason) == (status, 0.0, refusal, "")
+
+
+def test_a_reply_without_a_review_is_errored() -> None:
+    record = reviewed(None)
+    assert record.status is Status.ERRORED and "no review" in record.error
 
 
 def test_control_characters_are_spelled_out() -> None:

@@ -104,11 +104,9 @@ def test_replies_through_a_chat_template_equal_hf_generate(
 
 @pytest.mark.slow
 def test_stock_arc_equals_plain_evalscope(
-    shared_models: Path, opened: Opened, ask: Ask, tmp_path: Path, arc_only: Suite
+    shared_models: Path, hub: Path, opened: Opened, ask: Ask, tmp_path: Path, arc_only: Suite
 ) -> None:
-    checkpoint, hub = shared_models / "stories260K", shared_models.parent / "data" / "hub"
-    if not hub.is_dir():
-        pytest.skip("no ../shared/data/hub on this machine")
+    checkpoint = shared_models / "stories260K"
     ours = ask("generation", opened(checkpoint), arc_only, limit=4, data=hub)
     args = {"local_path": str(hub / "allenai" / "ai2_arc"), "few_shot_num": 0, "subset_list": ["ARC-Easy"]}
     reviews = plain_evalscope(checkpoint, "arc", args, 64, tmp_path, limit=4)
@@ -125,10 +123,7 @@ def arc_only(tmp_path: Path) -> Suite:
 
 
 @pytest.mark.slow
-def test_items_of_smoke_pair_across_rungs(shared_models: Path, opened: Opened, ask: Ask) -> None:
-    hub = shared_models.parent / "data" / "hub"
-    if not hub.is_dir():
-        pytest.skip("no ../shared/data/hub on this machine")
+def test_items_of_smoke_pair_across_rungs(shared_models: Path, hub: Path, opened: Opened, ask: Ask) -> None:
     engine, suite = opened(shared_models / "stories260K"), load_suite("smoke")
     named: dict[str, dict[str, list[str]]] = {}
     for protocol in ("loglikelihood", "generation"):
@@ -269,3 +264,40 @@ def test_engine_is_asked_once(tiny_llama: Path, items_suite: Any, ask: Ask) -> N
     assert Counting.asked == 1
     assert ask("generation", engine, suite) == first and Counting.asked == 1
     assert len(ask("generation", engine, items_suite(5))) == 5 and Counting.asked == 2
+
+
+# --- readings and rungs ---------------------------------------------------------------------------------------------
+
+
+def test_more_readings_stand_beside_the_headline(
+    tiny_llama: Path, opened: Opened, items_suite: Any, ask: Ask, tmp_path: Path
+) -> None:
+    """The pattern of `items:` tasks and evalscope's own reading of stock tasks stay first."""
+    engine, more = opened(tiny_llama), ["strict", r"pattern=(\w)"]
+    plain, read = (ask("generation", engine, items_suite(4, extractors=wanted)) for wanted in ([], more))
+    own = ["pattern@1", "strict@1", r"pattern@1=(\w)"]
+    for one, other in zip(plain, read, strict=True):
+        assert [reading.extractor for reading in other.readings] == own and one.readings == other.readings[:1]
+    stock = ask("generation", engine, stock_suite(tmp_path, extractors=["last_letter"]), data=tmp_path / "hub")
+    for record in stock:
+        assert [reading.extractor.partition("@")[0] for reading in record.readings] == ["evalscope", "last_letter"]
+        assert (record.choices, record.gold_index, record.gold) == (("a", "b", "c", "d"), 1, "B")
+
+
+def test_a_rung_asks_only_the_tasks_that_have_it(tiny_llama: Path, opened: Opened, ask: Ask, tmp_path: Path) -> None:
+    """A question without choices is asked for a reply, and ranked nowhere."""
+    free = {"id": "f", "question": "who?", "target": "ada"}
+    (tmp_path / "free.jsonl").write_text(json.dumps(free) + "\n")
+    (tmp_path / "both.jsonl").write_text(json.dumps({**free, "choices": ["ada", "ben"], "gold": 0}) + "\n")
+    shared = {"extract": "(.*)", "max_new_tokens": 4}
+    tasks = [
+        {"name": "replies", "items": "free.jsonl", "rungs": ["generation"], **shared},
+        {"name": "both", "items": "both.jsonl", "chat_template": False, **shared},
+    ]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"name": "own", "tasks": tasks}))
+    engine, suite = opened(tiny_llama), load_suite(tmp_path / "own.yaml")
+    assert [record.task for record in ask("loglikelihood", engine, suite)] == ["both"]
+    replies = ask("generation", engine, suite)
+    assert [(record.task, record.choices, record.gold_index) for record in replies] == [
+        ("replies", (), -1), ("both", ("ada", "ben"), 0),
+    ]  # fmt: skip
