@@ -34,6 +34,8 @@ SIZES = (1_000, 10_000, 100_000)
 """Records of about 2 KB, both sides and rungs together."""
 LONG_RECORDS, LONG_CHARACTERS = 6_500, 65_000
 TASKS, SIDES, RUNGS = 5, 2, (LOGLIKELIHOOD, GENERATION)
+ROUNDS = 3
+"""The quickest counts: what else the machine does only slows."""
 BARS = {"seconds": 10.0, "peak_rss_mb": 1_000.0, "comparison_mb": 30.0, "page_mb": 20.0, "first_items_s": 3.0}
 """Most that the largest set of short records may take; Python's imports are in the seconds."""
 GROWTH_BAR = 1.1
@@ -119,8 +121,20 @@ def report(runs: list[str], out: Path) -> dict[str, float]:
     found, last = {}, started
     for name, mark in marks.items():
         found[name], last = round(mark - last, 2), mark
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return {"seconds": round(last - started, 2), **found, "peak_rss_mb": round(peak_mb)}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = round(used.ru_utime + used.ru_stime, 2)
+    return {"seconds": round(last - started, 2), **found, "cpu_s": cpu_s, "peak_rss_mb": round(used.ru_maxrss / 1e3)}
+
+
+FIRST_ITEM = """
+new MutationObserver(() => {
+  const asked = document.querySelector(".item .asked");
+  if (!asked?.textContent || window.firstItem) return;
+  window.firstItem = true;
+  requestAnimationFrame(() => setTimeout(() => (document.body.dataset.firstItemMs = performance.now())));
+}).observe(document, { childList: true, subtree: true });
+"""
+"""Notes when the first item was painted with its text, in milliseconds from the start of the navigation."""
 
 
 def seconds_to_items(page: Path) -> float:
@@ -132,12 +146,12 @@ def seconds_to_items(page: Path) -> float:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=find_browser(), args=list(ARGUMENTS))
         tab = browser.new_page()
-        started = time.perf_counter()
-        tab.goto(page.as_uri(), wait_until="commit")
-        tab.wait_for_selector(".item:first-child .asked:not(:empty)")
-        seconds = time.perf_counter() - started
+        tab.add_init_script(FIRST_ITEM)
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("body[data-first-item-ms][data-ready]")
+        milliseconds = float(tab.locator("body").get_attribute("data-first-item-ms") or "nan")
         browser.close()
-    return round(seconds, 2)
+    return round(milliseconds / 1e3, 2)
 
 
 def measure(records: int, characters: int) -> dict[str, Any]:
@@ -147,7 +161,8 @@ def measure(records: int, characters: int) -> dict[str, Any]:
         runs = make_runs(out, records, characters)
         on_disk = sum(path.stat().st_size for path in out.rglob("*.jsonl"))
         command = [sys.executable, __file__, "--child", *map(str, runs), str(out)]
-        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        rounds = [json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) for _ in range(ROUNDS)]
+        found = min(rounds, key=lambda each: each["seconds"])
         sizes = {
             f"{name}_mb": round((out / file).stat().st_size / 1e6, 2)
             for name, file in (("comparison", "comparison.json"), ("page", "report.html"))
@@ -159,7 +174,7 @@ def measure(records: int, characters: int) -> dict[str, Any]:
 
 
 def growth(rows: list[dict[str, Any]], key: str) -> float:
-    """Exponent e of `key` ~ records^e, by least squares in log-log, from 10,000 records on where parts of fixed cost fade."""
+    """Exponent e of `key` ~ records^e, by least squares in log-log. Parts of fixed cost (imports, plotly) lower it."""
     points = [(math.log(row["records"]), math.log(row[key])) for row in rows]
     mean_x, mean_y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
     return round(sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points), 2)
@@ -180,7 +195,7 @@ def main() -> int:
         print(rows[-1], flush=True)
     short = rows[:-1]
     missed = [name for name, bar in BARS.items() if short[-1][name] > bar]
-    exponents = {key: growth(short, key) for key in ("seconds", "compare_s", "page_s", "comparison_mb")}
+    exponents = {key: growth(short, key) for key in ("seconds", "compare_s", "page_s", "comparison_mb", "peak_rss_mb")}
     missed += [f"growth of {key}" for key, exponent in exponents.items() if exponent > GROWTH_BAR]
     content = {"rows": rows, "bars": BARS, "growth_exponent": exponents, "missed": missed, **provenance()}
     content["versions"] |= {name: version(name) for name in ("pydantic", "numpy", "plotly", "playwright")}

@@ -27,7 +27,7 @@ LANE_PX = 17
 """A task's row is as high as its lanes need, and at least `ROW_PX`."""
 FRAME_PX = 96
 """Legend and axis, above and below the rows."""
-SPREAD, WIDEST_LANE = 0.72, 0.32
+SPREAD, WIDEST_LANE = 0.85, 0.28
 """Share of a row that its lanes take, and the most that one may."""
 
 Point = tuple[float, Estimate, str, int]

@@ -24,7 +24,7 @@ def contest(comparison: Comparison) -> str:
 
 def rungs_of(comparison: Comparison) -> list[Rung]:
     """The rungs on which a task was asked, in the order of the table."""
-    there = {rung for each in (*comparison.rows, *comparison.items_of) for rung in each.rungs}
+    there = {rung for row in comparison.rows for rung in _asked(comparison, row)}
     return [rung for rung in RUNGS.values() if rung.name in there]
 
 

@@ -12,7 +12,7 @@ from perplexity_lies.read.numbers import Side
 IDENTIFIERS = 200
 """Items named in a group that is left out of a number; the rest stand in comparison.json."""
 SECTIONS = ("checkpoint", "suite", "datasets", "engine", "settings", "guard", "versions", "tasks", "rounding", "run")
-"""Of a manifest, in this order; `run` is what the comparison itself says of a side."""
+"""Parts of a manifest, in this order; `run` is what the comparison itself says of a side."""
 
 
 def _flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -55,8 +55,9 @@ def _columns(task: TaskItems) -> dict[str, Columns]:
         letters = np.array([np.frombuffer(side.encode(), "S1") for side in items.statuses])
         fragile = np.zeros(n, dtype=bool)
         fragile[[place for side in items.fragile for place in side]] = True
-        paired = np.frombuffer(items.paired.encode(), "S1") == b"1"
-        found[rung] = Columns(paired, scores >= RIGHT, ~np.isin(letters, plain).all(axis=0), fragile)
+        paired: Flags = np.array([mark == "1" for mark in items.paired])
+        odd: Flags = ~np.logical_and.reduce(np.isin(letters, plain))
+        found[rung] = Columns(paired, scores >= RIGHT, odd, fragile)
     return found
 
 

@@ -133,8 +133,8 @@ def _other_readings(comparison: Comparison) -> Iterator[str]:
     for row in comparison.tasks:
         for rung, found in row.rungs.items():
             for extractor, sides in found.readings.items():
-                said = " / ".join(signed(side.gap.value) for side in sides if side.gap)
-                gaps.setdefault((extractor, rung), []).append(f"{row.task} {said}")
+                values = " / ".join(signed(side.gap.value) for side in sides if side.gap)
+                gaps.setdefault((extractor, rung), []).append(f"{row.task} {values}")
     for (extractor, rung), said in gaps.items():
         more = f" and {len(said) - TASKS_NAMED} more in the report" if len(said) > TASKS_NAMED else ""
         yield f"{extractor} reads the {RUNGS[rung].title} gap as {', '.join(said[:TASKS_NAMED])} pp{more}"

@@ -25,12 +25,12 @@ from perplexity_lies.rungs import RUNGS
 from reports.telling import telling_order
 
 CHUNK_CHARACTERS = 250_000
-"""Of texts before compression: small enough to inflate unnoticed, large enough to compress well."""
+"""Texts in one chunk, before compression: small enough to inflate unnoticed, large enough to compress well."""
 LEVEL = 4
-"""Of gzip: a third of level 6's time, for texts 7 % larger."""
+"""gzip's: takes a third of the time of level 6, for texts 7 % larger."""
 LONGEST_CHARACTERS = 8_000
 ANSWER_CHARACTERS = 80
-"""Of an answer in the table of all items."""
+"""Shown of an answer in the table of all items."""
 PER_CHARACTER = "acc_norm"
 """lm-eval's metric that ranks choices by log-likelihood per character."""
 

@@ -67,7 +67,7 @@ def add_row(path: Path, table: str, row: str) -> None:
     text = path.read_text(encoding="utf-8")
     begin = re.search(rf"^{table}\b[^=\n]*= [^\n]*[\[{{(]\n", text, re.MULTILINE)
     assert begin is not None, f"{path.name} has no table {table}"
-    end = re.compile(r"^ *[\]})]", re.MULTILINE).search(text, begin.end())
+    end = re.compile(r"^[\]})]", re.MULTILINE).search(text, begin.end())
     assert end is not None
     path.write_text(text[: end.start()] + row + text[end.start() :], encoding="utf-8")
 

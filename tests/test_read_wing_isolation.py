@@ -20,10 +20,10 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 sys.path[:0] = sys.argv[1:3]
 for name in ("errors", "record.records", "record.store", "read.stats.bootstrap", "read.comparison", "read.pairing",
-             "read.cautions", "read.compare", "read.gate"):
+             "read.cautions", "read.compare", "read.texts", "read.gate"):
     importlib.import_module(f"perplexity_lies.{name}")
 assert "pandas" not in sys.modules, "pandas is imported before a frame is asked for"
-for name in ("terminal", "figures", "html", "screenshot"):
+for name in ("terminal", "figures", "html", "items", "provenance", "telling", "texts", "screenshot"):
     importlib.import_module(f"reports.{name}")
 
 import handmade

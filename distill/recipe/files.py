@@ -53,12 +53,11 @@ def _with_steps(stage: StageConfig, where: str) -> StageConfig:
 
 
 def overlaid(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Plain values with `KEY=VALUE` settings applied; VALUE is YAML, nothing at all the empty text.
+    """Plain values with `KEY=VALUE` settings applied; VALUE is YAML, and `KEY=` the empty text.
 
     KEY is a path: `seed`, `student.mixer`, `data.chat.source`, and for stages `stage3b.objective` (by kind) or
-    `instruct.objective` (by name, where no key of the recipe is called so). `stage1=null` takes a stage out;
-    `teacher=CHECKPOINT` takes `pretrain` out.
-    Raises UsageError on a setting that leads nowhere.
+    `instruct.objective` (by name, unless the recipe has a key of that name). `stage1=null` removes a stage,
+    `teacher=CHECKPOINT` the stage `pretrain`. Raises UsageError for a setting that leads nowhere.
     """
     raw = copy.deepcopy(raw)
     for setting in settings:
@@ -73,12 +72,12 @@ def overlaid(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
 def _set(raw: dict[str, Any], path: str, value: Any) -> None:
     """Put `value` where `path` leads, in place."""
     first, _, rest = path.partition(".")
-    given = raw.get("stages")
-    stages = [stage for stage in given if isinstance(stage, dict)] if isinstance(given, list) else []
+    given = raw["stages"] if isinstance(raw.get("stages"), list) else []
+    stages = [stage for stage in given if isinstance(stage, dict)]
     fields = {f.name for f in dataclasses.fields(Recipe)}
     named = [s for s in stages if first not in fields and first in (f"stage{s.get('kind')}", s.get("name"))]
     if named and not rest and value is None:
-        raw["stages"] = [stage for stage in stages if stage not in named]
+        raw["stages"] = [stage for stage in given if stage not in named]
     elif named and rest:
         for stage in named:
             for other in {"steps": ("tokens",), "tokens": ("steps",)}.get(rest, ()):
@@ -86,7 +85,8 @@ def _set(raw: dict[str, Any], path: str, value: Any) -> None:
             stage[rest] = value
     elif first == "teacher" and not rest and isinstance(value, str):
         raw["teacher"] = value
-        raw["stages"] = [stage for stage in stages if stage.get("kind") != "pretrain"]
+        for stage in [stage for stage in stages if stage.get("kind") == "pretrain"]:
+            given.remove(stage)
     else:
         names = [*raw, *(f"stage{s.get('kind')}" for s in stages), *(str(s.get("name")) for s in stages)]
         if first not in {*raw, "defaults", *fields}:

@@ -100,7 +100,7 @@ class StudentConfig(Checked):
     """A hybrid student. The switches below `init` are fields of `HybridConfig` under the same names."""
 
     mixer: str | tuple[str, ...] = "kda"
-    """What stands in the place of attention: one name for all layers, or one for each layer."""
+    """What replaces attention: one name for all layers, or one for each layer; names are in `students.hybrid.MIXERS`."""
     keep: Natural | tuple[Natural, ...] | str = 0
     """Layers that keep softmax attention: how many (the selector chooses), which ones, or a name in LAYER_PLANS."""
     selector: str = "greedy_kl"
@@ -112,7 +112,7 @@ class StudentConfig(Checked):
     output_gate: Literal["silu", "sigmoid", "none"] = "silu"
     """Activation of the output gate: "silu", "sigmoid" or "none" (no gate)."""
     gate_identity: bool = True
-    """Whether the gate starts open: SiLU as exactly 1; sigmoid, which has no such point, as near to it as the bias 4 gives."""
+    """Whether the gate starts open: SiLU at exactly 1, sigmoid (which never reaches 1) at 0.982."""
     output_norm: bool = False
     """RMS norm per head between recurrence and gate."""
     short_conv: bool = True
@@ -126,7 +126,7 @@ class StudentConfig(Checked):
     chunk_size: Count = 16
     """Tokens per chunk of the fast forms; changes speed, not results."""
     sliding_window: Count = 1024
-    """Tokens that sliding-window attention sees, its own included."""
+    """Tokens that sliding-window attention sees, the current one included."""
     attention_sinks: Natural = 4
     """First tokens of a document that sliding-window attention always sees."""
 
@@ -166,7 +166,7 @@ class DataConfig(Checked):
     source: str
     """`miniature`, a hub dataset's name, or a path or glob of .jsonl, .txt or .parquet files."""
     mixture: MixtureConfig | None = None
-    """What the miniature world's stream holds; only with `source: miniature`."""
+    """Shares of the miniature world's stream; only with `source: miniature`."""
     subset: str | None = None
     """A hub dataset's named configuration."""
     data_dir: str | None = None
@@ -204,7 +204,7 @@ class StageConfig(Checked):
     name: str
     kind: Kind
     data: str | Annotated[dict[str, Positive], MinLen(1)]
-    """Which of the recipe's data feeds it; or several with their shares of the documents."""
+    """Name of one of the recipe's data, or several names with their shares of the documents."""
     data_seed: int = 0
     steps: Natural = 0
     """Optimiser steps; or give `tokens`."""
@@ -215,7 +215,7 @@ class StageConfig(Checked):
     length: Count
     """Tokens per row."""
     micro_rows: Natural = 0
-    """Rows per process that go through the model at a time; 0 is all. Changes memory, not results."""
+    """Rows per process and forward pass; 0 = all. Changes memory, not results."""
     lr: NotNegative
     """Peak rate of AdamW."""
     muon_lr: NotNegative = 0.0
@@ -226,13 +226,13 @@ class StageConfig(Checked):
     """With kd: loss = (1 - ce_weight) * KL + ce_weight * cross-entropy."""
     temperature: Positive = 1.0
     top_k: Natural = 0
-    """With kd: the teacher's K likeliest tokens only, renormalised; 0 is the whole vocabulary."""
+    """With kd: the teacher's K likeliest tokens only, renormalised; 0 = whole vocabulary."""
     alignment: Literal["l2norm", "mse", "nmse"] = "l2norm"
     """Stages 1 and 2: "l2norm", "mse" or "nmse" (mse over the target's mean square)."""
     prompt_weight: Share = 1.0
     """Weight of prompt tokens in the loss: 1 the full sequence, 0 completions only."""
     freeze: tuple[Group, ...] | None = None
-    """Groups that stay as they are; None is FROZEN's for the kind."""
+    """Groups that are not trained; None = FROZEN's for the kind."""
     weight_decay: NotNegative = 0.1
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's averaging of gradients and of their squares."""
@@ -251,9 +251,9 @@ class StageConfig(Checked):
     save_every: Count = 100
     """Steps between two saved states; a killed run loses at most these."""
     keep_last: Count = 1
-    """Saved states that are kept."""
+    """Saved states to keep."""
     measure_every: Natural = 0
-    """Tokens between two measurements under both protocols; 0 measures at the end of the stage alone."""
+    """Tokens between two measurements; 0 = at the end of the stage only."""
 
     def __post_init__(self) -> None:
         if (self.steps > 0) == (self.tokens > 0):
@@ -286,7 +286,7 @@ class Recipe(Checked):
 
     name: str
     seed: Natural = 0
-    """Seed of the weights' first values."""
+    """Seed of the initial weights."""
     teacher: TeacherConfig | str
     """A teacher to train, or a checkpoint: a directory, a hub name, builtin:teacher."""
     student: StudentConfig
@@ -297,7 +297,7 @@ class Recipe(Checked):
     select_by: Literal["last", "generation", "loglikelihood", "kl"] = "last"
     """Which state of the stages 3 is exported: the last, or the best by a rung's score or by KL to the teacher."""
     history: str = ""
-    """What a reader of the cards should know of how the recipe came about."""
+    """How the recipe came about, for readers of the cards."""
 
     def __post_init__(self) -> None:
         if self.select_by in RUNGS and not self.suite:

@@ -13,9 +13,7 @@ from typing import ClassVar
 from perplexity_lies.extract.base import Extractor, Found
 from perplexity_lies.record.records import ItemRecord
 
-NUMBER = re.compile(
-    r"(?:(?<![\w)\]])[-+−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)", re.ASCII
-)
+NUMBER = re.compile(r"(?:(?<![\w)\]])[-+−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)", re.ASCII)
 
 
 class Number(Extractor):

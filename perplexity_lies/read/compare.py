@@ -12,14 +12,13 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from perplexity_lies.errors import UsageError
 from perplexity_lies.read.cautions import caution
 from perplexity_lies.read.comparison import Comparison, load_comparison
 from perplexity_lies.read.numbers import ABSENT, SHORT, STATUS_CODES, Bootstrap, RungItems, Side, TaskItems, Unpaired
-from perplexity_lies.read.pairing import Paired, Records, Seen, scan
+from perplexity_lies.read.pairing import Paired, Records, Seen, mean_score, scan
 from perplexity_lies.read.rows import TaskNumbers, overall_row, overall_tasks, task_numbers
 from perplexity_lies.read.stats.bootstrap import RESAMPLES
 from perplexity_lies.read.stats.estimate import CONFIDENCE
@@ -104,10 +103,7 @@ def _items(task: str, pairs: dict[str, Paired], sides: Sequence[Records]) -> Tas
         paired = set(pairs[rung].items)
         rungs[rung] = RungItems(
             paired="".join("01"[item in paired] for item in items),
-            scores=tuple(
-                tuple(fmean(seen.headline.score for seen in side[item]) if item in side else None for item in items)
-                for side in records
-            ),
+            scores=tuple(tuple(mean_score(side[item]) if item in side else None for item in items) for side in records),
             statuses=tuple("".join(_letter(side.get(item, ())) for item in items) for side in records),
             fragile=tuple(
                 tuple(i for i, item in enumerate(items) if any(seen.fragile for seen in side.get(item, ())))

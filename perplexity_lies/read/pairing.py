@@ -48,13 +48,14 @@ class Seen:
     prompt_cut: bool
     beyond_context: bool
     fragile: bool
+    headline: Read
     readings: dict[str, Read]
     """Extractor -> its reading, the headline first."""
 
-    @property
-    def headline(self) -> Read:
-        """The first reading."""
-        return next(iter(self.readings.values()))
+
+def mean_score(records: Sequence[Seen]) -> float:
+    """Over an item's seeds; most items have one."""
+    return fmean(seen.headline.score for seen in records) if len(records) > 1 else records[0].headline.score
 
 
 Records = dict[tuple[str, str], dict[str, list[Seen]]]
@@ -89,6 +90,7 @@ def scan(run: Run) -> Records:
 
 
 def _seen(record: ItemRecord) -> Seen:
+    readings = {reading.extractor: Read(reading.status, reading.score, reading.metric) for reading in record.readings}
     return Seen(
         seed=record.seed,
         subject=record.subject,
@@ -99,9 +101,8 @@ def _seen(record: ItemRecord) -> Seen:
         prompt_cut=record.truncated_prompt_tokens > 0,
         beyond_context=record.beyond_context_tokens > 0,
         fragile=record.fragile,
-        readings={
-            reading.extractor: Read(reading.status, reading.score, reading.metric) for reading in record.readings
-        },
+        headline=readings[record.headline.extractor],
+        readings=readings,
     )
 
 
@@ -133,7 +134,7 @@ def pair(task: str, rung: str, sides: Sequence[Records], labels: Sequence[str]) 
     for item in sorted(set().union(*found)):
         why = _why_unpaired([records.get(item, []) for records in found], labels)
         (left[why] if why else items).append(item)
-    scores = [[fmean(seen.headline.score for seen in records[item]) for records in found] for item in items]
+    scores = [[mean_score(records[item]) for records in found] for item in items]
     paired = Paired(
         items=tuple(items),
         subjects=tuple(found[0][item][0].subject for item in items),

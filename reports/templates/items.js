@@ -18,11 +18,13 @@ const show = () => {
   at("page-now").textContent = `page ${state.page + 1} of ${pages}`;
   at("page-back").disabled = state.page === 0;
   at("page-next").disabled = state.page === pages - 1;
-  const cards = chosen.slice(start, start + PAGE_SIZE).map(card);
+  const listed = chosen.slice(start, start + PAGE_SIZE);
+  const cards = listed.map(card);
   at("item-list").replaceChildren(...(cards.length ? cards : [make("p", "empty", "No item matches.")]));
   for (const [name, , counts] of KINDS) {
     at(`count-${name}`).textContent = items.filter((item) => inTask(item) && counts(item, state.students)).length;
   }
+  return Promise.all(listed.map(textsOf));
 };
 const change = (key, value) => {
   state[key] = value;
@@ -50,7 +52,7 @@ const search = async (typed) => {
   if (!texts || state.words !== words) return;
   const scope = inChunks.length === items.length ? "all texts" : `the texts of ${inChunks.length} of ${items.length} items`;
   say(`· searched: ids, answers and ${scope}`);
-  change("matches", names.union ? names.union(texts) : new Set([...names, ...texts]));
+  change("matches", new Set([...names, ...texts]));
 };
 
 const option = (text, value) => Object.assign(make("option", "", text), { value });
@@ -72,6 +74,8 @@ const buildFilters = () => {
   let typing;
   at("filter-text").addEventListener("input", (event) => {
     clearTimeout(typing);
+    state.words = null; // stops a search for what stood there before
+    at("search-state").textContent = "· searching";
     typing = setTimeout(() => search(event.target.value), TYPING_MS);
   });
   at("filters").addEventListener("submit", (event) => event.preventDefault());
@@ -85,4 +89,4 @@ const buildFilters = () => {
 };
 
 buildFilters();
-show();
+await show();

@@ -1,4 +1,5 @@
 // Helpers of all sections. Text from a run reaches the page through textContent only.
+const later = []; // work that can wait until the page is painted
 const at = (id) => document.getElementById(id);
 
 const make = (tag, className, ...children) => {
@@ -10,7 +11,7 @@ const make = (tag, className, ...children) => {
 
 const kindClass = (name) => `kind-${name.replaceAll(" ", "-")}`;
 
-// The JSON of a <script> that holds gzip in base64.
+// The JSON of an element whose text is gzip in base64.
 const inflate = async (id) => {
   const bytes = Uint8Array.from(atob(at(id).textContent), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));

@@ -22,6 +22,7 @@ from distill.pages.cards import count_parameters
 from distill.pipeline import keep_recipe, run_recipe
 from distill.recipe.files import build_recipe, load_recipe, overlaid, read_recipe
 from distill.recipe.settings import Recipe
+from distill.selection import SELECTORS
 from distill.training.train import TrainingError
 from distill.workshop import Workshop
 from perplexity_lies.checked import checked
@@ -167,6 +168,20 @@ def test_the_student_is_the_one_that_selection_scored(recipe_of: MakeRecipe, tmp
     path.write_text(json.dumps({**kept, "kl_nats": 2 * kept["kl_nats"]}))
     with pytest.raises(TrainingError, match="not the one that the last stage left"):
         run_recipe(recipe, tmp_path)
+
+
+def test_each_selector_keeps_its_own_choice(
+    recipe_of: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SELECTORS, "other", SELECTORS["greedy_kl"])
+    shop, settings = Workshop(tmp_path), ("suite=", "stage1=null", "stage2=null")
+    counts = []
+    for chosen in ("student.selector=greedy_kl", "student.selector=other", "student.selector=greedy_kl"):
+        recipe = recipe_of(*settings, chosen)
+        teacher = shop.teacher(recipe)
+        shop.select(recipe, teacher, shop.align(recipe, teacher, ["kda"]))
+        counts.append(len(list((tmp_path / "stages").glob("selection-*.json"))))
+    assert counts == [1, 2, 2]
 
 
 def test_measuring_takes_no_more_rows_at_a_time_than_training(recipe_of: MakeRecipe, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from perplexity_lies.errors import MissingError
 from perplexity_lies.read.compare import compare_runs
-from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, Status
+from perplexity_lies.record.records import Reading, Status
+from perplexity_lies.rungs import GENERATION, LOGLIKELIHOOD
 from reports.html import write
 from reports.screenshot import ARGUMENTS, find_browser
 
@@ -37,12 +38,39 @@ def demo_page(demo, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def trio(handmade, tmp_path_factory):
+    """A teacher and three students; `sums` was only generated, `facts` only ranked, `both` read by a second extractor."""
+    folder = tmp_path_factory.mktemp("trio")
+    runs = []
+    for side, name in enumerate(("teacher", "org/first", "second", "third")):
+        records = []
+        for i in range(20):
+            right = float(i >= 4 * side)
+            item, said = f"{i:02}", {"text": f"{name} says {i}", "answer": f"a{i}"}
+            other = [
+                Reading(extractor="other@1", status=Status.SCORED, score=float(i >= side), metric="acc", answer="b")
+            ]
+            records += [
+                handmade.record("both", item, LOGLIKELIHOOD, float(i >= side), choices=("long choice", "no"), gold_index=0,
+                                choice_loglikelihoods_nats=(-8.0, -3.0), answer="long choice", metric="acc_norm"),
+                handmade.record("both", item, GENERATION, right, readings=other, fragile=i == 0, **said),
+                handmade.record("sums", item, GENERATION, right, **said),
+                handmade.record("facts", item, LOGLIKELIHOOD, right),
+            ]  # fmt: skip
+        runs.append(handmade.write_run(folder / f"run{side}", records, name=name))
+    return compare_runs(*runs, resamples=200)
+
+
+@pytest.fixture(scope="session")
 def hostile(handmade, tmp_path_factory):
     """Two items of one task: everything that a run can say is markup."""
     folder = tmp_path_factory.mktemp("hostile")
     runs = []
     for side, name in enumerate(("teacher", "student")):
         records = []
+        other = [
+            Reading(extractor=HOSTILE, status=Status.SCORED, score=1.0, metric="acc", answer=HOSTILE, rule=HOSTILE)
+        ]
         for item in ("0", HOSTILE):
             choices = (f"{HOSTILE} choice", "other")
             records.append(
@@ -53,9 +81,9 @@ def hostile(handmade, tmp_path_factory):
             records.append(
                 handmade.record(HOSTILE, item, GENERATION, 1.0 - side, prompt=f"{HOSTILE} prompt", gold=HOSTILE,
                                 text=f"{HOSTILE} reply of the {name}", answer=f"{HOSTILE} answer", error=HOSTILE,
-                                status=Status.UNPARSED if side else Status.SCORED)
+                                status=Status.UNPARSED if side else Status.SCORED, rule=HOSTILE, readings=other)
             )  # fmt: skip
-        tasks = [{"name": HOSTILE, "title": HOSTILE, "generation": {"metric": HOSTILE, "source": HOSTILE}}]
+        tasks = [{"name": HOSTILE, "title": HOSTILE, "rungs": {GENERATION: {"metric": HOSTILE, "source": HOSTILE}}}]
         settings = {"prompt": HOSTILE}
         runs.append(
             handmade.write_run(folder / name, records, name=f"{HOSTILE} {name}", tasks=tasks, settings=settings)

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from perplexity_lies.checked import Checked
 from perplexity_lies.errors import from_table
-
-CONFIDENCE = 0.95
+from perplexity_lies.read.stats.estimate import CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
