@@ -59,8 +59,6 @@ class EngineAPI(ModelAPI):
         self._engine, self._context, self._task = engine, wanted.context, wanted.task
         self._settings, self._seed = wanted.settings, wanted.seed
         self._lock = threading.Lock()
-        self.unforeseen = 0
-        """Calls that the loader's samples did not foretell."""
 
     def request(self, messages: Sequence[Message]) -> GenerateRequest:
         """The engine's request for a chat. Its seed depends on the chat, not on the order of calls."""
@@ -82,7 +80,6 @@ class EngineAPI(ModelAPI):
         request = self.request(messages)
         with self._lock:
             if not self._context.journal.finished(request.key):
-                self.unforeseen += 1
                 answer_all(self._context, f"{self._task} (one more turn)", [request], self._engine.generate)
             return GenerateResult(**self._context.journal.get(request.key))
 
