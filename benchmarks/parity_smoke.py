@@ -21,10 +21,14 @@ from typing import Any
 
 from _provenance import provenance
 
-from perplexity_lies.catalogue.suite import Suite, TaskSpec, load_suite
+from perplexity_lies.catalogue.suite import load_suite
+from perplexity_lies.catalogue.tasks import Suite, TaskSpec
 from perplexity_lies.protocols.base import item_name
-from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, ItemRecord
+from perplexity_lies.protocols.generation import Generation
+from perplexity_lies.protocols.loglikelihood import Loglikelihood
+from perplexity_lies.record.records import ItemRecord
 from perplexity_lies.run import evaluate
+from perplexity_lies.rungs import GENERATION, LOGLIKELIHOOD
 
 NATS = 1e-3
 """Largest difference of a continuation's log-likelihood that counts as equal."""
@@ -43,9 +47,8 @@ run_task(TaskConfig(
 
 def plain_lm_eval(checkpoint: Path, suite: Suite, hub: Path, limit: int, work: Path) -> dict[str, list[dict[str, Any]]]:
     """Samples of plain `lm_eval`, by task of the suite."""
-    stock = {
-        task.name: Path(task.loglikelihood.lm_eval or task.loglikelihood.lm_eval_file).stem for task in suite.tasks
-    }
+    settings = {task.name: Loglikelihood.of(task) for task in suite.tasks}
+    stock = {name: Path(own.lm_eval or own.lm_eval_file).stem for name, own in settings.items()}
     stock["winogrande"] = "winogrande"
     own = suite.path.parent / "lm_eval"
     subprocess.run(
@@ -65,7 +68,7 @@ def plain_lm_eval(checkpoint: Path, suite: Suite, hub: Path, limit: int, work: P
 
 def plain_evalscope(checkpoint: Path, task: TaskSpec, folder: Path, limit: int, work: Path) -> list[dict[str, Any]]:
     """Reviews of plain evalscope for one task, in its order."""
-    settings = task.generation
+    settings = Generation.of(task)
     args: dict[str, Any] = {"local_path": str(folder), "few_shot_num": settings.num_fewshot}
     if settings.subset:
         args["subset_list"] = [settings.subset]
@@ -93,14 +96,14 @@ def compare_loglikelihood(task: TaskSpec, ours: list[ItemRecord], plain: list[di
     by_item = {record.item: record for record in ours}
     same, largest, missing = 0, 0.0, 0
     for sample in plain:
-        record = by_item.get(item_name(task.loglikelihood.item, sample["doc"], task.name))
+        record = by_item.get(item_name(Loglikelihood.of(task).item, sample["doc"], task.name))
         if record is None:
             missing += 1
             continue
         theirs = [float(response[0][0]) for response in sample["resps"]]
         differences = [abs(a - b) for a, b in zip(record.choice_loglikelihoods_nats, theirs, strict=True)]
         largest = max(largest, *differences)
-        same += max(differences) <= NATS and math.isclose(record.score, float(sample[record.metric]))
+        same += max(differences) <= NATS and math.isclose(record.score, float(sample[record.headline.metric]))
     return {"items": len(plain), "equal": same, "missing": missing, "largest_difference_nats": largest}
 
 
@@ -112,8 +115,8 @@ def compare_generation(ours: list[ItemRecord], plain: list[dict[str, Any]]) -> d
         same = {
             "prompt": review["messages"][0]["content"] == record.prompt,
             "reply": score["prediction"] == record.text,
-            "answer": str(score["extracted_prediction"] or "").strip() == record.answer,
-            "score": float(score["value"][record.metric]) == record.score,
+            "answer": str(score["extracted_prediction"] or "").strip() == record.headline.answer,
+            "score": float(score["value"][record.headline.metric]) == record.score,
         }
         for name, equal in same.items():
             counts[name] += equal
@@ -146,17 +149,19 @@ def main() -> None:
                 dtype="float32",
                 device="cpu",
             )
-            records = run.records()
+            records = list(run.records())
             work = Path(scratch) / f"lm-eval-{checkpoint.name}"
             work.mkdir()
             samples = plain_lm_eval(checkpoint, suite, hub, asked.limit, work)
             for task in suite.tasks:
                 work = Path(scratch) / f"evalscope-{checkpoint.name}-{task.name}"
                 work.mkdir()
-                reviews = plain_evalscope(checkpoint, task, folder_of(hub, task.generation.dataset), asked.limit, work)
+                reviews = plain_evalscope(
+                    checkpoint, task, folder_of(hub, Generation.of(task).dataset), asked.limit, work
+                )
                 ours = {
-                    p: [r for r in records if r.task == task.name and r.protocol == p]
-                    for p in (LOGLIKELIHOOD, GENERATION)
+                    rung: [r for r in records if r.task == task.name and r.rung == rung]
+                    for rung in (LOGLIKELIHOOD, GENERATION)
                 }
                 row = {
                     LOGLIKELIHOOD: compare_loglikelihood(task, ours[LOGLIKELIHOOD], samples[task.name]),

@@ -140,8 +140,8 @@ def _plies(asked: dict[str, Any]) -> tuple[Any, Any]:
     from perplexity_lies.engines.torch import TorchEngine
     from perplexity_lies.progress import Reporter
     from perplexity_lies.protocols.base import Context
-    from perplexity_lies.protocols.loglikelihood import EngineLM
-    from perplexity_lies.record.store import Journal
+    from perplexity_lies.protocols.lm_eval_door import EngineLM
+    from perplexity_lies.record.journal import Journal
 
     engine = TorchEngine(resolve(asked["checkpoint"]), EngineOptions(device=asked["device"], dtype=asked["dtype"]))
     engine.threads = asked["threads"]

@@ -76,13 +76,12 @@ def build(folder: Path) -> Path:
 
 def requests_of(engine: Any, per_task: int) -> tuple[list[Any], list[Any]]:
     """Scores of every choice and greedy replies to every question of the suite's first items."""
-    from perplexity_lies.catalogue.items import read_items
     from perplexity_lies.catalogue.suite import load_suite
     from perplexity_lies.engines.base import GenerateRequest, ScoreRequest
 
     scores, replies = [], []
     for task in load_suite("miniature").tasks:
-        for item in read_items(task.items.path)[:per_task]:
+        for item in task.items.load(limit=per_task):
             context = tuple(engine.encode(item.question))
             for choice in item.choices:
                 whole = tuple(engine.encode(f"{item.question} {choice}"))

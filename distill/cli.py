@@ -1,19 +1,23 @@
-"""`plies distill`: a thin skin over recipes, plans and grids. What measures a checkpoint comes in as the context's object."""
+"""`plies distill`: make students by recipe, plan what they will cost, compare them in grids.
+
+The harness hands in the function that makes a measurer (`perplexity_lies.in_the_loop.measurer`) as the context's object.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from distill.measure import Measure, Scores
+    from perplexity_lies.in_the_loop import Measure
+    from perplexity_lies.read.scores import Scores
 
-MakeMeasure = Callable[..., Any]
-"""Called with `suite`, `out`, `data`, `limit`, `device`; gives a `distill.measure.Measure`."""
+    MakeMeasure = Callable[..., Measure]
+    """Called with `suite`, `out`, `data`, `limit`, `device`."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +33,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Overlay, such as stage3b.objective=sft; may be repeated.")
 ]
 TeacherOption = Annotated[
-    str | None, typer.Option("--teacher", help="Directory, hub name or builtin:teacher in the place of the recipe's.")
+    str | None, typer.Option("--teacher", help="Directory, hub name or builtin:teacher, instead of the recipe's.")
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Directory for checkpoints, report and the stages' state.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
@@ -43,6 +47,7 @@ ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads; more than 
 
 
 def _settings(teacher: str | None, given: list[str] | None) -> list[str]:
+    """All overlays of a command, `--teacher` first."""
     return [*([f"teacher={teacher}"] if teacher else []), *(given or [])]
 
 
@@ -62,13 +67,16 @@ def _prepared(device: str, threads: int) -> Iterator[str]:
 
 
 def _show(scores: Mapping[str, Scores], out: Path) -> None:
-    from distill.measure import task_scores
+    """Prints a line for each checkpoint and task, and where the files are."""
+    from perplexity_lies.rungs import RUNGS
 
-    if scores:
-        typer.echo(f"{'checkpoint':<12}{'task':<12}{'log-likelihood':>15}{'generation':>12}")
+    rungs = [rung for rung in RUNGS.values() if any(rung.name in found.rungs for found in scores.values())]
+    if rungs:
+        typer.echo(f"{'checkpoint':<12}{'task':<12}" + "".join(f"{rung.title:>15}" for rung in rungs))
     for name, found in scores.items():
-        for task, s in task_scores(found).items():
-            typer.echo(f"{name:<12}{task:<12}{s.loglikelihood:>14.1f}%{s.generation:>11.1f}%")
+        for line in found.lines():
+            cells = (f"{line.percent[r.name]:.1f}%" if r.name in line.percent else "" for r in rungs)
+            typer.echo(f"{name:<12}{line.task:<12}" + "".join(f"{cell:>15}" for cell in cells))
     typer.echo(f"{out / 'student'}\n{out / 'report.html'}")
 
 
@@ -79,9 +87,6 @@ def run(
     out: OutOption,
     teacher: TeacherOption = None,
     settings: SetOption = None,
-    select_by: Annotated[
-        str | None, typer.Option(help="Export the last weights, or the best by generation, loglikelihood or kl.")
-    ] = None,
     report_to: Annotated[list[str] | None, typer.Option(help="tensorboard or wandb, beside metrics.jsonl.")] = None,
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Spread the student over torchrun's processes in stages 3.")
@@ -94,19 +99,22 @@ def run(
     """Make a student; the same command after an interruption continues. Under torchrun, every process runs it."""
     from distill.recipe.files import load_recipe
 
-    chosen = [f"select_by={select_by}"] if select_by else []
-    parsed = load_recipe(recipe, [*_settings(teacher, settings), *chosen])
+    parsed = load_recipe(recipe, _settings(teacher, settings))
     make: MakeMeasure = context.obj
     measure: Measure | None = None
 
     from distill.pipeline import run_recipe
+    from distill.plan.check import check_names
     from distill.training.distributed import is_first, world
+    from distill.training.metrics import check_writers
     from perplexity_lies.errors import UsageError
 
+    check_names(parsed)
+    check_writers(report_to or ())
     with _prepared(device, threads) as where:
         if fsdp and world()[1] == 1:
             raise UsageError(
-                "--fsdp spreads a student over processes, and there is one", mend="torchrun --nproc-per-node 2 ..."
+                "--fsdp spreads a student over processes", found="one process", mend="torchrun --nproc-per-node 2 ..."
             )
         if parsed.suite:
             measure = make(suite=parsed.suite, out=out / "measured", data=data, limit=limit, device=where)
@@ -116,8 +124,8 @@ def run(
         _show(scores, out)
 
 
-@app.command(epilog="plies distill plan gendistill-qwen3-0.6b --device h200")
-def plan(
+@app.command("plan", epilog="plies distill plan gendistill-qwen3-0.6b --device h200")
+def show_plan(
     recipe: RecipeArgument,
     device: Annotated[str, typer.Option("--device", help="A device of the plan's table, such as h200.")] = "h200",
     teacher: TeacherOption = None,
@@ -130,12 +138,12 @@ def plan(
     """Tokens, steps, FLOPs, memory and hours of a recipe, before anything starts."""
     from rich.console import Console
 
-    from distill.plan.cost import plan as make_plan
-    from distill.plan.cost import render_plan, shares_from
+    from distill.pages.plans import render_plan
+    from distill.plan.cost import plan, shares_from
     from distill.recipe.files import load_recipe
 
     shares = None if measured is None else shares_from(measured)
-    Console().print(render_plan(make_plan(load_recipe(recipe, _settings(teacher, settings)), device, shares)))
+    Console().print(render_plan(plan(load_recipe(recipe, _settings(teacher, settings)), device, shares)))
 
 
 @app.command(epilog="plies distill ablate miniature-findings --out build/findings")
@@ -151,22 +159,20 @@ def ablate(
     device: DeviceOption = "auto",
     threads: ThreadsOption = 1,
 ) -> None:
-    """Train every arm of a grid from common stages, measure all under both protocols, print both rankings."""
+    """Train every arm of a grid from common stages, measure all of them, print their ranking on every rung."""
     from rich.console import Console
 
-    from distill.ablate import load_grid, render, run_grid
-    from distill.recipe.files import load_recipe
-    from perplexity_lies.errors import UsageError
+    from distill.ablate import run_grid
+    from distill.pages.ablation import render
+    from distill.recipe.grids import load_grid, suite_of
 
-    asked = load_grid(grid)
-    suite = load_recipe(asked.recipe, asked.set).suite
-    if not suite:
-        raise UsageError(f"recipe '{asked.recipe}' names no suite to measure the arms on", mend="suite: miniature")
+    parsed = load_grid(grid)
+    suite = suite_of(parsed)
     make: MakeMeasure = context.obj
     console = Console()
     with _prepared(device, threads) as where:
         measure = make(suite=suite, out=out / "measured", data=data, limit=limit, device=where)
-        found = run_grid(asked, out, device=where, measure=measure, seeds=seed or (), console=console)
+        found = run_grid(parsed, out, device=where, measure=measure, seeds=seed or (), console=console)
     if found is None:
         console.print("other seeds are not done yet: run the same command without --seed when they are")
         return

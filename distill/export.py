@@ -1,9 +1,9 @@
 """Checkpoint directories: bf16 safetensors, configs, tokenizer and, for our own architecture, its code.
 
-A student's directory opens in plain transformers and plain lm-eval with `trust_remote_code=True`, where this project is not
-installed: `auto_map` names classes in modeling_plies_hybrid.py beside the weights, a copy of `students/hybrid.py`, and what
-that imports lies there too. transformers' own `register_for_auto_class` copies only what is imported relatively, so the
-copies are made here and their imports rewritten. Where the project is installed its own code is used, trust or not.
+A student's directory opens in plain transformers and plain lm-eval with `trust_remote_code=True` where this project is not
+installed: `auto_map` names classes in modeling_plies_hybrid.py beside the weights, a copy of `students/hybrid.py`, with copies
+of what that imports. transformers' own `register_for_auto_class` copies only relative imports, so the copies are made here
+and their imports rewritten. Where the project is installed, its own code is used, with `trust_remote_code` or without.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.students.hybrid import HybridConfig, HybridForCausalLM, register
+from distill.students.hybrid import MIXERS, HybridConfig, HybridForCausalLM, register
 
 PROJECT = "perplexity-lies"
 STUDENTS = "distill.students"
 MODELING = "modeling_plies_hybrid"
-"""What the copy of `students/hybrid.py` is called."""
+"""Module name of the copy of `students/hybrid.py`."""
 IMPORT = re.compile(rf"^(\s*)from {re.escape(STUDENTS)}\.(\w+) import", re.MULTILINE)
 HEADER = """# Written by {project} {version} beside the weights of a student: a copy of {module}.
 # SPDX-License-Identifier: Apache-2.0
 
+"""
+FOOTER = """
+# Named for transformers, which fetches only the files that are imported relatively.
 """
 
 
@@ -40,18 +43,24 @@ def _version() -> str:
 
 
 def remote_code() -> dict[str, str]:
-    """Python files, by name, that define a student where this project is not: flat, importing each other relatively."""
-    package, files, wanted = resources.files(STUDENTS), dict[str, str](), ["hybrid"]
+    """File name -> text of the Python files that define a student without this project; they import each other relatively."""
+    mixers = [target.partition(":") for target in MIXERS.values()]
+    package, files, wanted = (
+        resources.files(STUDENTS),
+        dict[str, str](),
+        ["hybrid", *(module for module, _, _ in mixers)],
+    )
     for name in wanted:
         source = (package / f"{name}.py").read_text(encoding="utf-8")
         wanted += [found for _, found in IMPORT.findall(source) if found not in wanted]
         header = HEADER.format(project=PROJECT, version=_version(), module=f"{STUDENTS}.{name}")
         files[f"{MODELING if name == 'hybrid' else name}.py"] = header + IMPORT.sub(r"\1from .\2 import", source)
+    files[f"{MODELING}.py"] += FOOTER + "".join(f"from .{module} import {kind}  # noqa\n" for module, _, kind in mixers)
     return files
 
 
 def _with_code(model: HybridForCausalLM, directory: Path) -> None:
-    """Writes the code into `directory` and its classes into the model's configuration."""
+    """Writes the code into `directory` and names its classes in the model's configuration."""
     model.config.auto_map = {
         "AutoConfig": f"{MODELING}.{HybridConfig.__name__}",
         "AutoModelForCausalLM": f"{MODELING}.{HybridForCausalLM.__name__}",
@@ -61,10 +70,9 @@ def _with_code(model: HybridForCausalLM, directory: Path) -> None:
 
 
 def export_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Writes a checkpoint directory, whole or not at all, in the place of an older one.
+    """Writes a checkpoint directory, whole or not at all; replaces an older one.
 
-    Weights are rounded to bfloat16, but for parameters that the class keeps in float32 (decay rates). `model` itself is left
-    as it is.
+    Weights are rounded to bfloat16, except those that the class keeps in float32 (decay rates). `model` does not change.
     """
     partial = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -88,7 +96,7 @@ def export_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def load_exported(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model (float32, evaluation mode) and tokenizer of a checkpoint directory; its own code is not run."""
+    """The model (float32, evaluation mode) and tokenizer of a checkpoint directory; code beside the weights is not run."""
     register()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False).eval()
     return model, AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -61,6 +62,8 @@ def checked(kind: type[T], raw: Any, where: str, mend: str = "") -> T:
         found: T = adapter(typing.cast(Any, kind)).validate_json(text)
     except pydantic.ValidationError as error:
         raise _explained(kind, raw, where, mend, error) from error
+    except UsageError as error:  # a rule of the dataclass's own `__post_init__`
+        raise UsageError(f"{where}: {error.asked}", found=error.found, mend=error.mend) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{where} cannot be read", found=str(error)[:200], mend=mend or "mend that value") from error
     return found
@@ -74,7 +77,7 @@ def _explained(kind: Any, raw: Any, where: str, mend: str, error: ValidationErro
     """The first thing that is wrong, in our words."""
     faults = error.errors(include_url=False)
     located = [(fault, *_locate(kind, raw, fault["loc"], fault["type"] in (*LACKING, *UNKNOWN))) for fault in faults]
-    # Of a union pydantic tells what is wrong with each member: the deepest fault is that of the member that was meant.
+    # For a union, pydantic tells what is wrong with each member: the deepest fault is that of the member that was meant.
     fault, path, owner = max(located, key=lambda each: (len(each[1]), each[0]["type"] in UNKNOWN))
     if fault["type"] in (*LACKING, *UNKNOWN):
         *above, name = path
@@ -87,14 +90,25 @@ def _explained(kind: Any, raw: Any, where: str, mend: str, error: ValidationErro
             f"{place}: unknown key {str(name)[:FOUND_CHARACTERS]!r}{nearest(str(name), known)}",
             found=f"known keys: {', '.join(known)}", mend=mend or "spell it as one of these, or take it out",
         )  # fmt: skip
+    if fault["type"] == "value_error":
+        place, said_of_it = _joined(where, _spelled(path)), fault.get("ctx", {}).get("error", fault["msg"])
+        return UsageError(f"{place}: {said_of_it}", found=_shown(fault["input"]), mend=mend or "mend that value")
     said = list(dict.fromkeys(_wanted(each["msg"]) for each, at, _ in located if at == path))
-    shown = json.dumps(fault["input"], default=str, ensure_ascii=False)[:FOUND_CHARACTERS]
     wanted = " or ".join([said[0], *(other.removeprefix("should be ") for other in said[1:])])
-    return UsageError(f"{_joined(where, _spelled(path))} {wanted}", found=shown, mend=mend or "mend that value")
+    words = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected", "")))
+    near = nearest(fault["input"], words) if isinstance(fault["input"], str) else ""
+    asked = f"{_joined(where, _spelled(path))} {wanted}{near}"
+    return UsageError(asked, found=_shown(fault["input"]), mend=mend or "mend that value")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)[:FOUND_CHARACTERS]
 
 
 def _wanted(message: str) -> str:
     """pydantic's message in the words of YAML: `should be an integer`."""
+    if message.startswith("Invalid JSON"):  # we wrote it ourselves, so it can only be this
+        return "holds half a surrogate pair, which is no text"
     for theirs, ours in (
         ("a valid integer", "an integer"),
         ("a valid array", "a list"),
@@ -102,7 +116,10 @@ def _wanted(message: str) -> str:
         ("object", "mapping"),
     ):
         message = message.replace(theirs, ours)
-    return message.removeprefix("Input ").replace("an mapping", "a mapping")
+    message = re.sub(
+        r"^\w+ (should have at \w+ \d+ \w+) .*", r"\1", message
+    )  # `Tuple should ... after validation, not 0`
+    return re.sub(r"^(Input|String|Tuple|List|Dictionary|Value) ", "", message).replace("an mapping", "a mapping")
 
 
 def _joined(where: str, place: str) -> str:

@@ -1,20 +1,22 @@
 """The commands: a thin skin over the front door.
 
 Nothing heavy is imported until a command runs. A `PliesError` is printed as it is and leaves with its own exit code;
-a traceback is for our own bugs. Knows nothing of what the commands do.
+a traceback is for our own bugs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
+import tempfile
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from perplexity_lies.digests import short_key
 from perplexity_lies.errors import (
     EXIT_BUG,
     EXIT_GATE_FAILED,
@@ -25,7 +27,7 @@ from perplexity_lies.errors import (
     from_table,
     printable,
 )
-from perplexity_lies.record.store import run_key
+from perplexity_lies.options import ENGINE_OPTIONS, RUN_OPTIONS, RunOptions, with_options
 
 if TYPE_CHECKING:
     from perplexity_lies.read.comparison import Comparison
@@ -48,109 +50,68 @@ app = typer.Typer(
 )
 
 
-class Dtype(StrEnum):
-    """`--dtype`."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 CHECKPOINT = "Directory, hub id\\[@revision], builtin:teacher, or http://HOST:PORT/v1#MODEL."
 SuiteOption = Annotated[str, typer.Option("--suite", help="Name (see `plies suites`) or YAML file.")]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", envvar="PLIES_DATA", help="Offline mirror of datasets in hub layout.")
-]
-OutOption = Annotated[Path, typer.Option("--out", help="Where runs, comparison and report go.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="First items of each task only; the report says so.")]
-EngineOption = Annotated[
-    str, typer.Option("--engine", help="What runs the files: torch, vllm. An address is the endpoint engine's.")
-]
-TokenizerOption = Annotated[
-    str | None,
-    typer.Option("--tokenizer", help="Of what an address serves: directory or hub id. Files bring their own."),
-]
-ProtocolOption = Annotated[
-    str | None, typer.Option("--protocol", help="loglikelihood or generation alone; both when left out.")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto is float32 on CPU, as stored on CUDA.")]
-PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")]
-RemoteOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the checkpoint.")]
 
 
 @app.command(epilog="plies compare Qwen/Qwen3-0.6B ./student --suite smoke --data ./hub --limit 200")
+@with_options(RunOptions, *RUN_OPTIONS)
 def compare(
     teacher: Annotated[str, typer.Argument(help=CHECKPOINT)],
-    student: Annotated[str, typer.Argument(help="The same, of the student.")],
+    students: Annotated[list[str], typer.Argument(help="One or more, likewise.", metavar="STUDENT...")],
     suite: SuiteOption,
-    data: DataOption = None,
-    out: OutOption = Path("plies-out"),
-    limit: LimitOption = None,
-    engine: EngineOption = "torch",
-    tokenizer: TokenizerOption = None,
-    protocol: ProtocolOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.auto,
-    allow_pickle: PickleOption = False,
-    trust_remote_code: RemoteOption = False,
+    options: RunOptions,
 ) -> None:
-    """Measure TEACHER and STUDENT under both protocols and report the gap."""
-    from perplexity_lies.api import compare as run_both
+    """Measure TEACHER and each STUDENT on every rung and report the gaps."""
+    from perplexity_lies.api import compare as run_all
 
-    found = run_both(
-        teacher, student, suite=suite, data=data, out=out, limit=limit, engine=engine, tokenizer=tokenizer, protocol=protocol,
-        device=device, dtype=dtype.value, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    _show(found, _folder(out, found))
+    found = run_all(teacher, *students, suite=suite, **_fields(options))
+    _show(found, _folder(options.out, found))
 
 
 @app.command(epilog="plies evaluate http://localhost:8000/v1#MODEL --tokenizer ORG/NAME --suite smoke --data ./hub")
+@with_options(RunOptions, *RUN_OPTIONS)
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
-    suite: SuiteOption,
-    data: DataOption = None,
-    out: OutOption = Path("plies-out"),
-    limit: LimitOption = None,
-    engine: EngineOption = "torch",
-    tokenizer: TokenizerOption = None,
-    protocol: ProtocolOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.auto,
-    allow_pickle: PickleOption = False,
-    trust_remote_code: RemoteOption = False,
+    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)], suite: SuiteOption, options: RunOptions
 ) -> None:
-    """Measure one CHECKPOINT under both protocols into a run directory."""
+    """Measure one CHECKPOINT on every rung into a run directory."""
     from perplexity_lies.run import evaluate as run_one
 
-    run = run_one(
-        checkpoint, suite=suite, data=data, out=out, limit=limit, engine=engine, tokenizer=tokenizer, protocol=protocol,
-        device=device, dtype=dtype.value, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    typer.echo(run.path)
+    typer.echo(run_one(checkpoint, suite=suite, **_fields(options)).path)
 
 
-@app.command()
+@app.command(epilog="plies report RUN_OF_TEACHER RUN_OF_STUDENT RUN_OF_ANOTHER")
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="A comparison.json, or the run directories TEACHER STUDENT.")],
+    paths: Annotated[list[Path], typer.Argument(help="A comparison.json, or run directories: TEACHER STUDENT...")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for comparison.json and report.html.")] = None,
 ) -> None:
-    """Make table and HTML report again, from a comparison or from two runs; needs neither torch nor the checkpoints."""
+    """Make table and HTML report again, from a comparison or from runs; needs neither torch nor the checkpoints."""
     from perplexity_lies.read.compare import compare_runs
     from perplexity_lies.read.comparison import load_comparison
 
-    if len(paths) == 1:
-        file = paths[0] / "comparison.json" if paths[0].is_dir() else paths[0]
-        _show(load_comparison(file), out or file.parent)
-    elif len(paths) == 2:
+    if len(paths) > 1:
         found = compare_runs(*paths)
         _show(found, out or _folder(Path("plies-out"), found))
     else:
-        raise UsageError(
-            f"plies report takes one comparison or two runs, {len(paths)} paths were given",
-            mend=["plies report OUT/comparison.json", "plies report RUN_OF_TEACHER RUN_OF_STUDENT"],
-        )
+        file = paths[0] / "comparison.json" if paths[0].is_dir() else paths[0]
+        _show(load_comparison(file), out or file.parent)
+
+
+@app.command(epilog="plies reread plies-out/runs/smoke-student-... --extractor strict")
+def reread(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    extractor: Annotated[str, typer.Option("--extractor", help="NAME, or NAME=ARGUMENT (see docs/extending.md).")],
+    headline: Annotated[
+        bool, typer.Option("--headline", help="Let its scores enter the gaps; otherwise they stand beside them.")
+    ] = False,
+) -> None:
+    """Read the stored replies again with another extractor; needs neither torch nor the checkpoint."""
+    from perplexity_lies.reread import reread as read_again
+
+    for run in runs:
+        for line in read_again(run, extractor, headline=headline):
+            typer.echo(printable(str(line)))
+    typer.echo("plies report RUN RUN shows both readings side by side")
 
 
 @app.command()
@@ -158,20 +119,21 @@ def gate(
     comparison: Annotated[Path, typer.Argument(help="A comparison.json.")],
     margin: Annotated[float, typer.Option("--margin", help="Largest generation loss allowed, in percentage points.")],
 ) -> None:
-    """Exit 0 when the student's generation gap is surely within the margin, 1 when surely not, 4 when nobody can say."""
+    """Hold the generation loss against a margin. Exit codes: 0 pass, 1 regress, 4 inconclusive (the interval crosses it)."""
     from perplexity_lies.read.comparison import load_comparison
-    from perplexity_lies.read.gate import decide
+    from perplexity_lies.read.gate import decide_all
 
-    verdict = decide(load_comparison(comparison), margin)
-    typer.echo(printable(f"{verdict.outcome}: {verdict.reason}"))
-    raise typer.Exit(verdict.exit_code)
+    verdicts = decide_all(load_comparison(comparison), margin)
+    for verdict in verdicts:
+        who = f"{verdict.student}: " if len(verdicts) > 1 else ""
+        typer.echo(printable(f"{who}{verdict.outcome}: {verdict.reason}"))
+    raise typer.Exit(verdicts[0].exit_code)
 
 
 @app.command()
-def suites(
-    name: Annotated[str | None, typer.Argument(help="One suite, in full.")] = None, data: DataOption = None
-) -> None:
-    """List the suites, or show one: its tasks, protocol settings, and datasets."""
+@with_options(RunOptions, "data")
+def suites(options: RunOptions, name: Annotated[str | None, typer.Argument(help="One suite, in full.")] = None) -> None:
+    """List the suites, or show one: its tasks, how each is asked, and its datasets."""
     from perplexity_lies.catalogue.mirror import open_mirror
     from perplexity_lies.catalogue.suite import catalogue, load_suite
 
@@ -182,7 +144,7 @@ def suites(
         return
     suite = load_suite(name)
     typer.echo(suite.path.read_text(encoding="utf-8"))
-    mirror = open_mirror(data)
+    mirror = open_mirror(options.data)
     for dataset in suite.datasets:
         try:
             typer.echo(f"# {dataset}: {mirror.folder(dataset)}")
@@ -191,27 +153,24 @@ def suites(
 
 
 @app.command()
-def demo(out: OutOption = Path("plies-out"), limit: LimitOption = None) -> None:
+@with_options(RunOptions, "out", "limit")
+def demo(options: RunOptions) -> None:
     """Compare the embedded teacher with its distilled student, here and now, with no network."""
-    from perplexity_lies.api import compare as run_both
+    from perplexity_lies.api import compare as run_all
 
-    found = run_both("builtin:teacher", "builtin:student", suite="miniature", out=out, limit=limit)
-    _show(found, _folder(out, found))
+    found = run_all("builtin:teacher", "builtin:student", suite="miniature", **_fields(options))
+    _show(found, _folder(options.out, found))
 
 
 @app.command(epilog="plies doctor ./student")
+@with_options(RunOptions, *ENGINE_OPTIONS)
 def doctor(
+    options: RunOptions,
     checkpoint: Annotated[
         str | None, typer.Argument(help="Ask the engine that loads this one whether its numbers can be believed.")
     ] = None,
-    engine: EngineOption = "torch",
-    tokenizer: TokenizerOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.auto,
-    allow_pickle: PickleOption = False,
-    trust_remote_code: RemoteOption = False,
 ) -> None:
-    """What is installed and what works; of a CHECKPOINT, what the artifact guard measures (exit code 1 when a check fails)."""
+    """What is installed and what works; with a CHECKPOINT, what the artifact guard measures (exit code 1 when a check fails)."""
     from rich.console import Console
 
     if checkpoint is None:
@@ -224,11 +183,10 @@ def doctor(
 
     from perplexity_lies.guard.examine import examine
     from perplexity_lies.guard.examine import render as render_guard
+    from perplexity_lies.protocols.hygiene import quarantine
 
-    measured = examine(
-        checkpoint, engine=engine, tokenizer=tokenizer, device=device, dtype=dtype.value, allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="plies-guard-") as scratch, quarantine(Path(scratch) / "loading.log"):
+        measured = examine(checkpoint, options)
     Console().print(render_guard(measured))
     raise typer.Exit(EXIT_GATE_FAILED if measured.failed else 0)
 
@@ -246,11 +204,17 @@ def distill(context: typer.Context) -> None:
 
 
 def _folder(out: Path, comparison: Comparison) -> Path:
-    """Where a comparison's files go: one folder under `out` for each pair, suite and limit."""
-    pair = "-vs-".join(_word(name) for name in (comparison.teacher_name, comparison.student_name))
-    both = [comparison.provenance[side] for side in ("teacher", "student")]
-    key = run_key({"runs": [[run["checkpoint"]["digest"], run["suite"], run["settings"]] for run in both]})
-    return out / f"{_word(comparison.suite_name)}-{pair}-{key[:6]}"
+    """Where a comparison's files go: one folder under `out` for each choice of checkpoints, suite and limit."""
+    names = "-vs-".join(_word(side.name) for side in comparison.sides[:3])
+    manifests = [side.manifest for side in comparison.sides]
+    key = short_key(
+        [[found.checkpoint.digest, found.suite.digest, found.suite.limit, found.settings] for found in manifests]
+    )
+    return out / f"{_word(comparison.suite_name)}-{names}-{key[:6]}"
+
+
+def _fields(options: RunOptions) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
 def _word(checkpoint: str) -> str:

@@ -1,138 +1,28 @@
-"""What is installed, what works, and what to install for what.
+"""The report of `plies doctor`: what this machine has, which packages are installed, what to type for what is missing.
 
-Versions are read from the installed packages' metadata and held against the ranges of our own, so that pyproject.toml
-stays the one place that names them. Nothing heavy is imported: torch only where a CUDA driver answers.
-Knows nothing of commands: `cli` prints `render(report())` and leaves with `exit_code`; whatever needs an extra calls
-`require` first.
+Imports torch only where a CUDA driver answers, so that the report takes well under a second elsewhere.
 """
 
 from __future__ import annotations
 
 import ctypes
-import enum
-import importlib.metadata
 import os
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from perplexity_lies.checkpoint.lookup import BUILTINS, resolve
-from perplexity_lies.errors import EXIT_MISSING, MissingError, PliesError
-
-DISTRIBUTION = "perplexity-lies"
-
-PURPOSES = {
-    "numpy": "every number of a comparison",
-    "pandas": "data frames of gaps and items",
-    "plotly": "the figures of report.html",
-    "jinja2": "report.html",
-    "rich": "tables and progress bars",
-    "typer": "the plies command",
-    "pyyaml": "suite files",
-    "packaging": "this report",
-    "torch": "loading a checkpoint, scoring and generating",
-    "transformers": "model classes and tokenizers",
-    "tokenizers": "tokenizers",
-    "safetensors": "weights",
-    "huggingface_hub": "checkpoints named ORG/NAME",
-    "httpx": "checkpoints behind an address",
-    "lm-eval": "the log-likelihood protocol",
-    "evalscope": "the generation protocol",
-    "datasets": "benchmark items",
-    "flash-linear-attention": "CUDA kernels for linear attention",
-    "triton": "CUDA kernels for linear attention",
-    "vllm": "--engine vllm, in an environment of its own",
-}
-"""Distribution -> what it is for. Which extra brings it, and in which range, stands in our own metadata."""
-
-EXTRAS = ("", "torch", "eval", "fla", "vllm")
-"""In the order of the report; the empty one is what every installation has."""
-INCLUDES = {"eval": ("torch", "eval"), "fla": ("torch", "fla")}
-"""Extras that bring others."""
-DEMO_EXTRAS = frozenset({"", "torch", "eval"})
-"""Without these `plies demo` cannot run."""
+from perplexity_lies.errors import EXIT_MISSING, PliesError
+from perplexity_lies.installed import DISTRIBUTION, Finding, State, packages
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-class State(enum.StrEnum):
-    """Of one finding."""
-
-    OK = "ok"
-    ABSENT = "absent"
-    """Not there, and only needed for what `purpose` says."""
-    WRONG = "wrong"
-    """There, but not as it should be."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of the report."""
-
-    group: str
-    name: str
-    state: State
-    found: str
-    """A version, a place, or what is the matter."""
-    purpose: str
-    mend: str = ""
-    """What to type; empty where nothing is the matter."""
-    for_demo: bool = False
-    """Whether `plies demo` needs it."""
-
-
-def _required() -> Iterator[tuple[str, Requirement]]:
-    """(extra, requirement) of our own metadata, for extras of the report."""
-    for text in importlib.metadata.requires(DISTRIBUTION) or []:
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            continue
-        for extra in EXTRAS:
-            holds = requirement.marker is None if not extra else _brought_by(requirement, extra)
-            if holds and requirement.name in PURPOSES:
-                yield extra, requirement
-
-
-def _brought_by(requirement: Requirement, extra: str) -> bool:
-    marker = requirement.marker
-    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
-
-
-def _package(extra: str, requirement: Requirement) -> Finding:
-    group, for_demo = extra or "base", extra in DEMO_EXTRAS
-    install = f'pip install "{DISTRIBUTION}[{extra}]"' if extra else f"pip install {DISTRIBUTION}"
-    asked = str(requirement.specifier)
-    try:
-        version = importlib.metadata.version(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
-        state, found = State.ABSENT, f"not installed, wants {asked}"
-    else:
-        fits = requirement.specifier.contains(version, prereleases=True)
-        state, found, install = (State.OK, version, "") if fits else (State.WRONG, f"{version}, wants {asked}", install)
-    purpose = PURPOSES[requirement.name]
-    return Finding(
-        group=group, name=requirement.name, state=state, found=found, purpose=purpose, mend=install, for_demo=for_demo
-    )
-
-
-def _packages() -> list[Finding]:
-    try:
-        required = sorted(_required(), key=lambda pair: EXTRAS.index(pair[0]))
-    except importlib.metadata.PackageNotFoundError:
-        purpose = "knowing which versions were tested"
-        found, mend = "runs from its sources, not installed", "pip install -e ."
-        return [Finding(group="base", name=DISTRIBUTION, state=State.WRONG, found=found, purpose=purpose, mend=mend)]
-    return [_package(extra, requirement) for extra, requirement in required]
 
 
 def _python() -> Finding:
@@ -149,7 +39,7 @@ def _python() -> Finding:
 
 
 def _cuda_devices() -> int:
-    """How many the driver itself counts; 0 where there is no driver. Importing torch to learn this takes seconds."""
+    """Number of devices that the CUDA driver counts, 0 without a driver; torch is not asked, since its import takes seconds."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -225,24 +115,12 @@ def _builtin(word: str) -> Finding:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """3 where something that `plies demo` needs is not there or not as it should be, else 0."""
+    """3 where something that `plies demo` needs is missing or wrong, else 0."""
     return EXIT_MISSING if any(f.for_demo and f.state is not State.OK for f in findings) else 0
 
 
-def require(asked: str, extra: str) -> None:
-    """Raises MissingError, with what to type, where a package that `extra` brings is not installed."""
-    groups = INCLUDES.get(extra, (extra,))
-    absent = [f for f in _packages() if f.group in groups and f.state is State.ABSENT]
-    if absent:
-        raise MissingError(
-            asked,
-            found=f"not installed: {', '.join(finding.name for finding in absent)}",
-            mend=(f'pip install "{DISTRIBUTION}[{extra}]"', "plies doctor shows what is installed"),
-        )
-
-
 def render(findings: Sequence[Finding]) -> RenderableType:
-    """A table by group, then what to type for what is not there."""
+    """A table by group, then what to type for what is missing or wrong."""
     styles = {State.OK: "green", State.ABSENT: "yellow", State.WRONG: "bold red"}
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     for column in ("", "", "state", "found", "for"):
@@ -263,6 +141,6 @@ def render(findings: Sequence[Finding]) -> RenderableType:
 
 
 def report() -> list[Finding]:
-    """Every finding, in the order of the report. Takes well under a second where there is no CUDA device."""
+    """Every finding, in the order of the report."""
     machine = [_python(), _cuda(), _browser(), _data(), _writable()]
-    return [*machine, *_packages(), *(_builtin(word) for word in BUILTINS)]
+    return [*machine, *packages(), *(_builtin(word) for word in BUILTINS)]

@@ -2,6 +2,7 @@
 
 write_whole(path, text)                      a reader, or a kill, sees the old content or the new
 read_json(path, asked, mend), read_yaml(...)   plain values, or a UsageError that says what is wrong with the file
+parse_yaml(text, asked)                      the same for a text that came from elsewhere
 """
 
 from __future__ import annotations
@@ -44,13 +45,22 @@ def read_json(path: Path, asked: str, mend: str | Iterable[str]) -> Any:
 
 
 def read_yaml(path: Path, asked: str) -> Any:
-    """Plain values of a YAML file. Raises UsageError for a file that is not YAML, and for a key that stands twice."""
+    """Plain values of a YAML file. Raises UsageError as `parse_yaml`, and for a file that cannot be read."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: no UTF-8, a date that is none
+        text = path.read_text(encoding="utf-8")
+    except (ValueError, OSError) as error:  # ValueError: no UTF-8
         raise UsageError(
             f"{asked} is not YAML", found=" ".join(str(error).split())[:200], mend="mend the file"
         ) from error
+    return parse_yaml(text, asked)
+
+
+def parse_yaml(text: str, asked: str, mend: str = "mend the file") -> Any:
+    """Plain values of YAML text. Raises UsageError for what is not YAML, and for a key that stands twice."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise UsageError(f"{asked} is not YAML", found=" ".join(str(error).split())[:200], mend=mend) from error
 
 
 class _Loader(yaml.SafeLoader):

@@ -51,20 +51,20 @@ class Contrast:
     symbol: str
 
 
-RUNGS = {
-    rung.name: rung
-    for rung in (
-        Rung(
-            name=LOGLIKELIHOOD, title="log-likelihood", short="log-lik", clause="by log-likelihood", replies=False,
-            home="perplexity_lies.protocols.loglikelihood:Loglikelihood", colour="#2f8fd0", symbol="circle",
-        ),
-        Rung(
-            name=GENERATION, title="generation", short="gen.", clause="asked to generate,", replies=True,
-            home="perplexity_lies.protocols.generation:Generation", colour="#d9601a", symbol="square",
-        ),
-    )
-}  # fmt: skip
-"""Rung by name, in the order in which they are asked and shown."""
+ROWS = (
+    Rung(
+        name=LOGLIKELIHOOD, title="log-likelihood", short="log-lik", clause="by log-likelihood", replies=False,
+        home="perplexity_lies.protocols.loglikelihood:Loglikelihood", colour="#2f8fd0", symbol="circle",
+    ),
+    Rung(
+        name=GENERATION, title="generation", short="gen.", clause="asked to generate,", replies=True,
+        home="perplexity_lies.protocols.generation:Generation", colour="#d9601a", symbol="square",
+    ),
+)  # fmt: skip
+"""In the order in which they are asked and shown."""
+
+RUNGS = {rung.name: rung for rung in ROWS}
+"""Rung by name."""
 
 
 def in_order(by_rung: Mapping[str, T]) -> dict[str, T]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from perplexity_lies.read.comparison import Comparison, TaskRow
+from perplexity_lies.read.comparison import Comparison
+from perplexity_lies.read.numbers import TaskRow
 from perplexity_lies.read.stats.estimate import Estimate
 from perplexity_lies.read.wording import interval, signed
 from perplexity_lies.rungs import CONTRASTS, Contrast, Rung

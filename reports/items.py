@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from perplexity_lies.read.comparison import SHORT, Comparison, RungItems
+from perplexity_lies.read.comparison import Comparison
 from perplexity_lies.read.frames import STATUS_NAMES
+from perplexity_lies.read.numbers import SHORT, RungItems
 from perplexity_lies.rungs import CONTRASTS
 from reports.naming import letters, rungs_of
 from reports.telling import RIGHT, RULE

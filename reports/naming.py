@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from perplexity_lies.read.comparison import Comparison, TaskRow
+from perplexity_lies.read.comparison import Comparison
+from perplexity_lies.read.numbers import TaskRow
 from perplexity_lies.read.stats.estimate import Estimate
 from perplexity_lies.rungs import RUNGS, Rung
 

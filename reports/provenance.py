@@ -6,7 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
-from perplexity_lies.read.comparison import Comparison, Side
+from perplexity_lies.read.comparison import Comparison
+from perplexity_lies.read.numbers import Side
 
 IDENTIFIERS = 200
 """Items named in a group that is left out of a number; the rest stand in comparison.json."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perplexity_lies.read.comparison import ABSENT, STATUS_CODES, Comparison, TaskItems
+from perplexity_lies.read.comparison import Comparison
+from perplexity_lies.read.numbers import ABSENT, STATUS_CODES, TaskItems
 from perplexity_lies.record.records import Status
 from perplexity_lies.rungs import CONTRASTS, RUNGS
 

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from perplexity_lies.errors import printable
-from perplexity_lies.read.comparison import Caution, Comparison, RungRow, TaskRow
+from perplexity_lies.read.comparison import Comparison
+from perplexity_lies.read.numbers import Caution, RungRow, TaskRow
 from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE
 from perplexity_lies.read.stats.estimate import Estimate
 from perplexity_lies.read.wording import interval, signed

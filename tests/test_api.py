@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import types
 from collections.abc import Callable
@@ -48,14 +49,16 @@ def test_comparison_has_data_frames_and_a_notebook_rendering(compared: Any, pair
     found, _ = compared
     assert isinstance(found, plies.Comparison) and found.suite_name == "own" and not found.partial
     gaps = found.gaps
-    assert list(zip(gaps["task"], gaps["protocol"], strict=True)) == [
-        (task, protocol) for task in ("sums", "overall") for protocol in ("loglikelihood", "generation")
+    assert list(zip(gaps["task"], gaps["rung"], strict=True)) == [
+        (task, rung) for task in ("sums", "overall") for rung in ("loglikelihood", "generation")
     ]
     assert set(gaps["n"]) == {6} and gaps["teacher"].between(0, 100).all()
     assert ((gaps["student"] - gaps["teacher"]) - gaps["gap_pp"]).abs().max() < 1e-6
     items = found.items
     assert list(items["item"]) == [f"i{i}" for i in range(6)] and set(items["subject"]) == {"s0", "s1"}
     assert items["loglikelihood_teacher_score"].isin([0.0, 1.0]).all()
+    replies = found.replies
+    assert len(replies) == 24 and set(replies["extractor"].str.split("@").str[0]) == {"lm-eval", "pattern"}
     page = found._repr_html_()
     assert "<table>" in page and Path(pair[0]).name in page and "</table>" in page
 
@@ -84,40 +87,42 @@ def test_comparison_is_the_same_from_disk(compared: Any, tmp_path: Path) -> None
 
 
 def _runs(found: Any, out: Path) -> tuple[Path, Path]:
-    by_digest = {plies.open_run(path).manifest["checkpoint"]["digest"]: path for path in (out / "runs").iterdir()}
-    teacher, student = (by_digest[found.provenance[side]["checkpoint"]["digest"]] for side in ("teacher", "student"))
+    teacher, student = (out / "runs" / Path(side.run).name for side in found.sides)
     return teacher, student
 
 
 def test_checkpoint_against_itself_has_no_gap(suite: Path, pair: tuple[str, str], tmp_path: Path) -> None:
     found = plies.compare(pair[0], pair[0], suite=suite, out=tmp_path, device="cpu", quiet=True)
     assert set(found.gaps["gap_pp"]) == {0.0} and found.overall is not None
-    assert found.overall.hidden_gap is not None and found.overall.hidden_gap.value == 0.0
+    assert found.overall.contrast("hidden gap").value == 0.0
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
-def test_function_stays_when_the_module_of_its_name_is_imported() -> None:
-    function = plies.compare
-    module = importlib.import_module("perplexity_lies.read.compare")
-    assert isinstance(module, types.ModuleType) and callable(function)
-    assert plies.compare is function and not isinstance(plies.compare, types.ModuleType)
-    importlib.import_module("perplexity_lies.run")
-    assert callable(plies.evaluate) and not isinstance(plies.evaluate, types.ModuleType)
-    assert evaluate_function is plies.evaluate
+def test_the_front_door_is_a_plain_module() -> None:
+    """No module of the package has the name of one of its functions, so that none can take its place."""
+    assert type(plies) is types.ModuleType
+    for name in plies.__all__:
+        assert importlib.util.find_spec(f"perplexity_lies.{name}") is None
+    assert evaluate_function is plies.evaluate and plies.compare.__module__ == "perplexity_lies.api"
 
 
-@pytest.mark.parametrize("first", ["perplexity_lies.read.compare", "perplexity_lies.run", "perplexity_lies.api"])
-def test_function_is_found_whichever_module_is_imported_first(first: str) -> None:
-    import subprocess
-    import sys
+def test_options_that_are_not_there_are_refused(suite: Path, pair: tuple[str, str]) -> None:
+    with pytest.raises(TypeError, match="divice"):
+        plies.evaluate(pair[0], suite=suite, divice="cpu")
+    with pytest.raises(UsageError, match="did you mean 'generation'"):
+        plies.evaluate(pair[0], suite=suite, rungs="generaton")
 
-    code = (
-        f"import {first}\nimport perplexity_lies as plies\n"
-        "from perplexity_lies import compare, evaluate\n"
-        "print(plies.compare.__module__, plies.evaluate.__module__, compare is plies.compare, callable(evaluate))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.stdout.split() == ["perplexity_lies.api", "perplexity_lies.run", "True", "True"], ran.stderr
+
+def test_one_rung_alone_then_the_other(suite: Path, pair: tuple[str, str], tmp_path: Path) -> None:
+    options = {"suite": suite, "out": tmp_path, "device": "cpu", "quiet": True}
+    alone = plies.compare(*pair, rungs="generation", **options)
+    assert list(alone.tasks[0].rungs) == ["generation"] and alone.overall is not None
+    assert "There is no hidden gap to report" in alone.headline()
+    assert {"rung", "one-sided"} <= {caution.kind for caution in alone.cautions}
+    both = plies.compare(*pair, **options)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert both.overall is not None and both.overall.gap("generation") == alone.overall.gap("generation")
+    assert both.overall.contrast("hidden gap") is not None and "rung" not in {c.kind for c in both.cautions}
 
 
 def test_every_name_of_the_front_door_is_there() -> None:

@@ -1,8 +1,7 @@
-"""The doctor reads versions off metadata, says what is missing and what to type, and imports nothing heavy."""
+"""`plies doctor`: what it finds here, its exit code, what it prints; it imports nothing heavy."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -11,31 +10,16 @@ import pytest
 from rich.console import Console
 
 from perplexity_lies import doctor
-from perplexity_lies.doctor import Finding, State
-from perplexity_lies.errors import MissingError
-
-METADATA = """\
-Metadata-Version: 2.4
-Name: perplexity-lies
-Version: 0.1.0
-Requires-Dist: numpy>=1
-Requires-Dist: rich>=9999
-Requires-Dist: perplexity-lies[torch]; extra == "eval"
-Requires-Dist: lm-eval>=0.4; extra == "eval"
-Requires-Dist: vllm>=0.33; extra == "vllm"
-Requires-Dist: ruff==0.17.5; extra == "dev"
-"""
+from perplexity_lies.installed import Finding, State, packages
 
 
-@pytest.fixture
-def findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Finding]:
-    """A report where our own metadata asks for a rich that does not exist yet."""
-    (tmp_path / "perplexity_lies-0.1.0.dist-info").mkdir()
-    (tmp_path / "perplexity_lies-0.1.0.dist-info" / "METADATA").write_text(METADATA)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PLIES_DATA", raising=False)
-    return {finding.name: finding for finding in doctor.report()}
+def finding(name: str, state: State, mend: str = "", for_demo: bool = False) -> Finding:
+    return Finding(group="base", name=name, state=state, found="found", purpose="purpose", mend=mend, for_demo=for_demo)
+
+
+NUMPY = finding("numpy", State.OK, for_demo=True)
+RICH = finding("rich", State.WRONG, mend="pip install perplexity-lies", for_demo=True)
+VLLM = finding("vllm", State.ABSENT, mend='pip install "perplexity-lies[vllm]"')
 
 
 def text(findings: list[Finding]) -> str:
@@ -44,38 +28,16 @@ def text(findings: list[Finding]) -> str:
     return console.export_text()
 
 
-def test_versions_and_ranges(findings: dict[str, Finding]) -> None:
-    assert (findings["numpy"].state, findings["numpy"].found) == (State.OK, importlib.metadata.version("numpy"))
-    assert findings["rich"].state is State.WRONG and findings["rich"].found.endswith("wants >=9999")
-    assert findings["rich"].mend == "pip install perplexity-lies"
-    assert (findings["lm-eval"].group, findings["lm-eval"].state) == ("eval", State.OK)
-    assert (findings["vllm"].group, findings["vllm"].state) == ("vllm", State.ABSENT)
-    assert findings["vllm"].mend == 'pip install "perplexity-lies[vllm]"'
-    assert "ruff" not in findings, "tools of development are not the user's business"
+def test_what_the_demo_needs_decides_the_exit_code() -> None:
+    assert doctor.exit_code([NUMPY, RICH]) == 3
+    assert doctor.exit_code([NUMPY, VLLM]) == 0
 
 
-def test_what_the_demo_needs_decides_the_exit_code(findings: dict[str, Finding]) -> None:
-    assert doctor.exit_code(list(findings.values())) == 3
-    needless = [
-        finding for finding in findings.values() if finding.state is State.OK or finding.name in ("vllm", "CUDA")
-    ]
-    assert any(finding.state is not State.OK for finding in needless)
-    assert doctor.exit_code(needless) == 0
-
-
-def test_a_missing_extra_is_one_line(findings: dict[str, Finding]) -> None:
-    doctor.require("plies evaluate needs it", "eval")
-    with pytest.raises(MissingError) as caught:
-        doctor.require("--engine vllm was asked for", "vllm")
-    assert caught.value.exit_code == 3 and caught.value.found == ("not installed: vllm",)
-    assert caught.value.mend[0] == 'pip install "perplexity-lies[vllm]"'
-
-
-def test_rendering_says_what_to_type(findings: dict[str, Finding]) -> None:
-    shown = text(list(findings.values()))
+def test_rendering_says_what_to_type() -> None:
+    shown = text([NUMPY, RICH, VLLM])
     assert "plies demo cannot run here yet." in shown
     assert 'vllm:  pip install "perplexity-lies[vllm]"' in shown
-    assert "plies demo can run." in text([finding for finding in findings.values() if finding.state is State.OK])
+    assert "plies demo can run." in text([NUMPY])
 
 
 def test_data_mirror_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -85,10 +47,14 @@ def test_data_mirror_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert next(f for f in doctor.report() if f.name == "PLIES_DATA").state is State.OK
 
 
-def test_our_own_metadata_covers_every_purpose() -> None:
-    named = {finding.name for finding in doctor.report()}
-    assert set(doctor.PURPOSES) <= named
-    assert {f.state for f in doctor.report() if f.group in ("base", "torch", "eval")} == {State.OK}
+def test_the_report_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = {finding.name: finding for finding in doctor.report()}
+    assert {installed.name for installed in packages()} <= set(found)
+    for name in ("python", "this directory", "builtin:teacher", "builtin:student"):
+        assert found[name].state is State.OK and found[name].for_demo
+    assert found["builtin:teacher"].found.startswith("823,296 parameters, sha256:")
+    assert doctor.exit_code(list(found.values())) == 0
 
 
 def test_nothing_heavy_is_imported() -> None:

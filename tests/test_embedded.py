@@ -14,7 +14,8 @@ import yaml
 import perplexity_lies as plies
 from distill.students import hybrid
 from perplexity_lies.checkpoint.lookup import resolve
-from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, ItemRecord
+from perplexity_lies.record.records import ItemRecord
+from perplexity_lies.rungs import GENERATION, LOGLIKELIHOOD
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 12
@@ -25,7 +26,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[ItemRecord]
     out = tmp_path_factory.mktemp("embedded")
     found = {}
     for name in ("builtin:teacher", "builtin:student"):
-        found[name] = plies.evaluate(name, suite="miniature", out=out, limit=LIMIT, quiet=True).records()
+        run = plies.evaluate(name, suite="miniature", out=out, limit=LIMIT, quiet=True)
+        found[name] = list(run.records())
     return found
 
 
@@ -52,14 +54,21 @@ def test_records_are_what_transformers_says(runs: dict[str, list[ItemRecord]], n
         chat = [{"role": "user", "content": asked["question"]}]
         prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        if record.protocol == GENERATION:
+        if record.rung == GENERATION:
             task = tasks()[record.task]
             whole = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=task["max_new_tokens"], do_sample=False
             )
             text = tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
             answer = (re.findall(str(task["extract"]), text) or [""])[-1].strip()
-            assert (record.text, record.answer, record.score) == (text, answer, float(answer == asked["target"]))
+            end = tokenizer.eos_token_id
+            ids = whole[0, ids.shape[1] :].tolist()
+            assert list(record.token_ids) == (ids[: ids.index(end) + 1] if end in ids else ids)
+            assert (record.text, record.headline.answer, record.score) == (
+                text,
+                answer,
+                float(answer == asked["target"]),
+            )
             continue
         nats = []
         for choice in asked["choices"]:  # type: ignore[attr-defined]
@@ -75,8 +84,8 @@ def test_records_are_what_transformers_says(runs: dict[str, list[ItemRecord]], n
 def test_the_pair_agrees_by_loglikelihood_and_parts_by_generation(runs: dict[str, list[ItemRecord]]) -> None:
     """On the first items of each task, so the bars are wide; the whole is in the README."""
 
-    def score(name: str, protocol: str) -> float:
-        found = [record.score for record in runs[name] if record.protocol == protocol]
+    def score(name: str, rung: str) -> float:
+        found = [record.score for record in runs[name] if record.rung == rung]
         return sum(found) / len(found)
 
     assert score("builtin:teacher", LOGLIKELIHOOD) > 0.95 and score("builtin:teacher", GENERATION) > 0.95
@@ -89,7 +98,8 @@ def test_answers_are_judged_to_the_letter(runs: dict[str, list[ItemRecord]]) -> 
     from evalscope import TaskConfig
     from evalscope.api.registry import get_benchmark
 
-    from perplexity_lies.protocols.generation import EXACT_MATCH, ITEMS_BENCHMARK
+    from perplexity_lies.extract.base import EXACT_MATCH
+    from perplexity_lies.protocols.evalscope_door import ITEMS_BENCHMARK
 
     arguments = {ITEMS_BENCHMARK: {"local_path": "items", "extra_params": {"extract": "(.*)"}}}
     judge = get_benchmark(ITEMS_BENCHMARK, TaskConfig(model="none", datasets=[ITEMS_BENCHMARK], dataset_args=arguments))

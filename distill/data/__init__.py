@@ -1,4 +1,4 @@
-"""What stages read: documents of any source, by number, and the packed batches made of them."""
+"""What stages read: documents from any source, by number, and packed batches of them."""
 
 from distill.data.documents import open_documents
 from distill.data.encode import Encoder

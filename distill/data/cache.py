@@ -1,18 +1,16 @@
-"""Documents tokenised once: ids, documents and completions on disk, read by memory map.
+"""Documents are tokenised once: ids, document starts and completions on disk, read by memory map.
 
     <cache>/<name>-<key>/   ids.bin        uint16 or uint32, all documents one after the other
                             documents.bin  int64 [documents + 1, 2]: where each begins in ids and in spans
                             spans.bin      int32 [spans, 2]: completions, from their document's beginning
                             manifest.json  what was read, by which tokenizer, how far, and what was left out
 
-The files only grow; the manifest, replaced whole, says how much of them counts. A killed writer therefore goes on at the
-row of its last manifest and ends with the same bytes, and more tokens may be asked for at any time. One process writes at
-a time, the others wait. Knows nothing of the order in which documents are read.
+The files only grow; the manifest, replaced whole, says how much of them counts. So a killed writer goes on at the row of its
+last manifest and ends with the same bytes, and a later run can add tokens. One process writes at a time, the others wait.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -32,7 +30,9 @@ from distill.data.encode import NO_COMPLETION, Conversations, Encode, text_encod
 from distill.data.packing import Tokens
 from distill.data.rows import Source, lookup, open_source
 from distill.recipe.settings import DataConfig
+from perplexity_lies.digests import short_key
 from perplexity_lies.errors import UsageError
+from perplexity_lies.files import read_json, write_whole
 from perplexity_lies.progress import Reporter
 
 FORMAT = 1
@@ -41,7 +41,7 @@ FILES = ("ids.bin", "documents.bin", "spans.bin")
 CHUNK_ROWS = 256
 """Rows that go through the tokenizer at a time."""
 COMMIT_S = 5.0
-"""Seconds between two manifests: what a killed writer loses at most."""
+"""Seconds between two manifests: the most work that a killed writer loses."""
 TOO_LONG = "too long"
 
 
@@ -67,19 +67,19 @@ class Corpus:
         return int(self.starts[-1, 0])
 
     def upto(self, tokens: int) -> Corpus:
-        """The first documents, until they have so many tokens (or all of them): the same however far the cache has grown."""
+        """The first documents that have at least `tokens` tokens, or all: the same however far the cache has grown."""
         count = int(np.searchsorted(self.starts[:, 0], tokens)) or 1
         return Corpus(self.ids, self.starts[: count + 1], self.spans)
 
 
 def window(document: Tokens, start: int, end: int) -> Tokens:
-    """Tokens `start` to `end` as a document of their own."""
+    """Tokens `start` to `end` (exclusive) as a document of their own."""
     spans = ((max(a, start) - start, min(b, end) - start) for a, b in document.completions if a < end and b > start)
     return Tokens(document.ids[start:end], tuple(spans))
 
 
 def fitted(document: Tokens, length: int, too_long: str) -> list[Tokens]:
-    """A document as documents of at most `length` tokens, by the rule of DataConfig.too_long."""
+    """A document as documents of at most `length` tokens, by the rule `DataConfig.too_long`."""
     size = len(document.ids)
     if size <= length:
         return [document]
@@ -88,18 +88,22 @@ def fitted(document: Tokens, length: int, too_long: str) -> list[Tokens]:
 
 
 def enough(row: Any, at_least: dict[str, float], where: str) -> bool:
-    """Whether a row's columns reach their smallest values; a column without a value does not."""
+    """Whether a row's columns reach the values of `at_least`; a column without a value does not."""
     for column, least in at_least.items():
         value = lookup(row, column, where)
         if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise UsageError(f"{where}: column '{column}' is not a number", found=f"{value!r:.80}")
+            raise UsageError(
+                f"{where}: column '{column}' is not a number",
+                found=f"{value!r:.80}",
+                mend="at_least: {COLUMN: 4} with a column of numbers",
+            )
         if value is None or not value >= least:
             return False
     return True
 
 
 class _Writer:
-    """The files of a cache, open to be appended to; what the manifest does not count is cut off first."""
+    """The files of a cache, open for appending; what the manifest does not count is cut off first."""
 
     def __init__(self, directory: Path, sizes: list[int], dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
@@ -110,7 +114,7 @@ class _Writer:
             self._files.append(file)
 
     def append(self, documents: list[Tokens], tokens: int, spans: int) -> None:
-        """Writes documents that begin after so many tokens and spans."""
+        """Writes documents; `tokens` and `spans`: how many stand before them."""
         starts: list[tuple[int, int]] = []
         for document in documents:
             tokens, spans = tokens + len(document.ids), spans + len(document.completions)
@@ -121,26 +125,23 @@ class _Writer:
             file.write(values.tobytes())
 
     def sync(self) -> None:
-        """Brings all to the disk."""
+        """Flushes to the disk itself."""
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Lets the files go."""
+        """Closes the files."""
         for file in self._files:
             file.close()
 
 
 class TokenCache:
-    """The cache of one source under one tokenizer and length. Raises what opening the source and its encoder raise."""
+    """The cache of one source for one tokenizer and row length. Raises what `open_source` raises."""
 
     def __init__(self, name: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, length: int, cache: Path):
         self.name, self._config, self._length = name, config, length
         self._column = config.text or config.messages or ""
-        for column, least in config.at_least.items():
-            if isinstance(least, bool) or not isinstance(least, int | float):
-                raise UsageError(f"data '{name}': at_least.{column} must be a number", found=repr(least))
         self._tokenizer = tokenizer
         self._dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
         self._source: Source = open_source(config, [self._column, *config.at_least])
@@ -153,14 +154,13 @@ class TokenCache:
             "length": length,
             "tokenizer": tokenizer_digest(tokenizer),
         }
-        key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:12]
-        self.directory = cache / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{key}"
+        self.directory = cache / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{short_key(self._identity)}"
         self._read()
 
     def _read(self) -> None:
-        """Takes over what the manifest says. Raises UsageError when the files hold less than it counts."""
-        path = self.directory / MANIFEST
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        """Reads the manifest. Raises UsageError when the files hold less than it counts."""
+        path, mend = self.directory / MANIFEST, f"rm -r {self.directory}"
+        known: dict[str, Any] = read_json(path, f"the cache {self.directory} is damaged", mend) if path.exists() else {}
         self.exhausted: bool = known.get("exhausted", False)
         self.counts: Counter[str] = Counter(known.get("counts", {}))
         self.left_out: Counter[str] = Counter(known.get("left_out", {}))
@@ -171,11 +171,11 @@ class TokenCache:
                     raise UsageError(
                         f"the cache {self.directory} is damaged",
                         found=f"{name} is shorter than its manifest says",
-                        mend=f"rm -r {self.directory}",
+                        mend=mend,
                     )
 
     def _sizes(self) -> list[int]:
-        """Bytes of each file that count."""
+        """Bytes that count, of each file."""
         return [
             self.counts["tokens"] * self._dtype.itemsize,
             (self.counts["documents"] + 1) * 16,
@@ -183,7 +183,7 @@ class TokenCache:
         ]
 
     def grow(self, tokens: int, documents: int, reporter: Reporter) -> None:
-        """Reads on until there are so many tokens and documents, or no more rows."""
+        """Reads on until the cache has `tokens` and `documents`, or the source no more rows."""
         if self._has(tokens, documents):
             return
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -253,7 +253,7 @@ class TokenCache:
         self.exhausted = len(rows) < CHUNK_ROWS
 
     def _commit(self, writer: _Writer) -> None:
-        """Makes what is written count."""
+        """Flushes the files and writes the manifest that counts them."""
         writer.sync()
         manifest = {
             "identity": self._identity,
@@ -262,17 +262,16 @@ class TokenCache:
             "left_out": dict(self.left_out),
             "exhausted": self.exhausted,
         }
-        partial = self.directory / f"{MANIFEST}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.directory / MANIFEST)
+        write_whole(self.directory / MANIFEST, json.dumps(manifest, indent=2))
 
     def corpus(self) -> Corpus:
-        """All that is there. Raises UsageError when it is nothing."""
+        """All documents of the cache. Raises UsageError when there are none."""
         if not self.counts["documents"]:
-            raise UsageError(f"data '{self.name}' has no documents", found=self.summary())
+            raise UsageError(
+                f"data '{self.name}' has no documents",
+                found=self.summary(),
+                mend=f"--set data.{self.name}.too_long=split, or another source or at_least",
+            )
 
         def mapped(name: str, dtype: np.dtype[Any], *shape: int) -> NDArray[Any]:
             return np.memmap(self.directory / name, dtype=dtype, mode="r", shape=shape)
@@ -284,7 +283,7 @@ class TokenCache:
         )
 
     def summary(self) -> str:
-        """One line: what was read, what was cut, what was left out."""
+        """One line: what was read, cut and left out."""
         counts = self.counts
         parts = [f"{counts['documents']:,} documents of {counts['tokens']:,} tokens from {counts['rows']:,} rows"]
         parts += [f"{counts[rule]:,} {rule} at {self._length} tokens" for rule in ("split", "cut") if counts[rule]]

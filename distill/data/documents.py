@@ -1,7 +1,7 @@
-"""A stage's documents by number, from what its recipe names: the miniature world, files, datasets, or shares of several.
+"""A stage's documents by number, from the recipe's data: the miniature world, files, datasets, or shares of several.
 
-Every document is a pure function of (data, seed, number), whatever was read before, so training resumes at any of them.
-Of files and datasets the first tokens that a stage needs are read, in a new order every epoch. Knows nothing of batches.
+Every document is a pure function of (data, seed, number), whatever was read before, so training can resume at any of them.
+Files and datasets are read as far as a stage needs tokens, in a new order every epoch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from distill.data.order import interleaved, shuffled
 from distill.data.packing import Tokens
 from distill.miniature.tokenizer import SPECIAL_TOKENS
 from distill.recipe.settings import DataConfig
-from perplexity_lies.errors import UsageError
 from perplexity_lies.progress import Reporter
 from suites.miniature.stream import Document, make_document
 from suites.miniature.world import make_world
@@ -28,11 +27,11 @@ Documents = Callable[[int], Tokens]
 
 MINIATURE = "miniature"
 PROBE_DOCUMENTS = 1000
-"""Documents of each source from whose mean length shares of documents become shares of tokens."""
+"""Documents of each source whose mean length turns shares of documents into shares of tokens."""
 
 
 def miniature_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Document], Tokens]:
-    """Documents of the miniature world for its own word-level tokenizer, or for any that has a chat template."""
+    """Encodes the miniature world's documents, for its own word-level tokenizer or any that has a chat template."""
     if all(token in tokenizer.get_vocab() for token in SPECIAL_TOKENS):
         return Encoder(tokenizer).document
     text, chat = text_encoder(tokenizer), Conversations(tokenizer)
@@ -47,14 +46,14 @@ def miniature_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Document]
 
 
 def miniature(config: DataConfig, seed: int, tokenizer: PreTrainedTokenizerBase, held_out: frozenset[str]) -> Documents:
-    """The miniature world's stream `seed`, without end; no question of `held_out` is in it."""
+    """The miniature world's endless stream of that seed; it never asks a question in `held_out`."""
     world, encode, mixture = make_world(), miniature_encoder(tokenizer), config.mixture
     assert mixture is not None  # DataConfig holds it
     return lambda index: encode(make_document(world, mixture, seed, index, held_out))
 
 
 def in_order(corpus: Corpus, seed: int) -> Documents:
-    """A corpus in a new order every epoch."""
+    """The documents of a corpus, in a new order every epoch."""
     place = shuffled(len(corpus), seed)
     return lambda index: corpus[place(index)]
 
@@ -65,7 +64,7 @@ def mean_tokens(documents: Documents, count: int) -> float:
 
 
 def tokens_by_source(means: Mapping[str, float], shares: Mapping[str, float], tokens: int) -> dict[str, int]:
-    """Tokens that each source gives to `tokens`, where `shares` are of documents and `means` their lengths."""
+    """Tokens that each source must give for `tokens` in all. `shares`: of the documents; `means`: tokens per document."""
     whole = sum(share * means[name] for name, share in shares.items())
     return {name: math.ceil(tokens * share * means[name] / whole) for name, share in shares.items()}
 
@@ -82,16 +81,14 @@ def open_documents(
     held_out: frozenset[str],
     reporter: Reporter | None = None,
 ) -> Documents:
-    """A function from a document's number, from 0 without end, to its tokens.
+    """A function from a document's number (0, 1, ... without end) to its tokens.
 
-    `shares` names one of `data`, or several with their shares of the documents. No document of a file or dataset has more
-    than `length` tokens. Tokenises into the directory `cache` what is not there yet of `tokens_needed`. Raises UsageError
-    and MissingError as `distill.data.rows` and `distill.data.encode` do.
+    `shares` names one of `data`, or several with their shares of the documents, each above 0. Documents of files and
+    datasets have at most `length` tokens. What `cache` lacks of `tokens_needed` is tokenised into it. Raises UsageError and
+    MissingError as `distill.data.rows` and `distill.data.encode` do.
     """
     reporter = reporter or Reporter()
     shares = {shares: 1.0} if isinstance(shares, str) else shares
-    if not shares or min(shares.values()) <= 0:
-        raise UsageError("shares of the data must be above 0", found=str(dict(shares)))
     caches = {
         name: TokenCache(name, data[name], tokenizer, length, cache)
         for name in shares
@@ -118,7 +115,7 @@ def open_documents(
 
 
 def tokenised(source: TokenCache, tokens: int, reporter: Reporter) -> Corpus:
-    """The first `tokens` tokens of a source, and a word on what was left out and how often it is read."""
+    """The first `tokens` tokens of a source; reports what was left out, and how often it is read when it is too small."""
     source.grow(tokens, 0, reporter)
     corpus = source.corpus().upto(tokens)
     reporter.note(f"data '{source.name}': {source.summary()}")

@@ -1,15 +1,14 @@
 """Documents into token ids, and which tokens are completions: plain text, conversations, the miniature world.
 
-Plain text is one completion, the end token its last. In a conversation every assistant turn is one, its end-of-turn token
-included: as the chat template marks turns (`{% generation %}`), else from the generation prompt, which must be what the
-template itself writes before a turn, to the special token that closes it. A turn need not be rendered as it was when it
-was last: Qwen3's template takes the thoughts out of earlier ones. Both ways are tried on a probe before anything is read.
-Knows nothing of files.
+Plain text is one completion that ends with the end token. In a conversation every assistant turn is one, its end-of-turn
+token included. Turns are found by the template's own marks (`{% generation %}`); without marks, a turn goes from the
+generation prompt, which must be what the template writes before a turn, to the special token that closes it. An earlier
+turn may be rendered differently once others follow: Qwen3's template removes its thoughts. The way is tried on a probe
+before anything is read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from bisect import bisect_left, bisect_right
@@ -22,13 +21,14 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.packing import Tokens
 from distill.miniature.tokenizer import ASSISTANT, BOS, EOS, PAD, UNKNOWN, USER
+from perplexity_lies.digests import content_key
 from perplexity_lies.errors import MissingError, UsageError
 from suites.miniature.stream import Document
 
 Located = tuple[str, Any]
-"""Where a value stands, for messages, and the value."""
+"""Where a value stands (for error messages), and the value."""
 Encode = Callable[[Sequence[Located]], list[Tokens | str]]
-"""Values to documents; in place of one, why it is left out. Raises UsageError on a value of the wrong type."""
+"""Values -> documents, or in place of a document the reason it is left out. Raises UsageError for a wrong type."""
 Message = dict[str, Any]
 Span = tuple[int, int]
 
@@ -37,9 +37,9 @@ NO_COMPLETION = "without a completion"
 REFUSED = "refused by the chat template"
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
-"""Roles by their names where messages are written {from, value}."""
+"""Role names of messages written {from, value} -> our role names."""
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""What transformers looks for in a template that marks assistant turns."""
+"""The mark that transformers looks for in a template."""
 PROBE_REPLY = "twelve"
 PROBE = [
     {"role": "user", "content": "ten"},
@@ -50,7 +50,7 @@ PROBE = [
 
 
 class Encoder:
-    """Miniature documents to token ids, by a table of words: the same ids as the tokenizer's chat template, much faster."""
+    """Miniature documents to token ids by a table of words: the ids of the tokenizer's chat template, much faster."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._ids: dict[str, int] = tokenizer.get_vocab()
@@ -72,26 +72,34 @@ class Encoder:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over all that decides which ids a text and a conversation become."""
+    """sha256 of everything that decides the ids of a text or a conversation."""
     core: dict[str, Any] = {"vocabulary": tokenizer.get_vocab()}
     if tokenizer.is_fast:
         core = json.loads(tokenizer.backend_tokenizer.to_str())
-        core.pop("padding")  # what the last call asked for, not what the tokenizer is
+        core.pop("padding")  # the last call's choice, no property of the tokenizer
         core.pop("truncation")
-    whole = [core, tokenizer.chat_template, tokenizer.special_tokens_map]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return content_key([core, tokenizer.chat_template, special])
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Texts to documents that end with the end token. Raises MissingError when the tokenizer has none."""
+    """Encodes texts as documents that end with the end token. Raises MissingError when the tokenizer has none."""
     end = tokenizer.eos_token_id
     if end is None:
-        raise MissingError("documents of text need an end token", found="the tokenizer has no eos_token")
+        raise MissingError(
+            "documents of text need an end token",
+            found="the teacher's tokenizer has no eos_token",
+            mend="set eos_token in its tokenizer_config.json",
+        )
 
     def encode(values: Sequence[Located]) -> list[Tokens | str]:
         for where, value in values:
             if not isinstance(value, str | None):
-                raise UsageError(f"{where}: the text is not a string", found=f"{type(value).__name__}: {value!r:.80}")
+                raise UsageError(
+                    f"{where}: the text is not a string",
+                    found=f"{type(value).__name__}: {value!r:.80}",
+                    mend="text: COLUMN with a column of strings",
+                )
         texts = [value or "" for _, value in values]
         documents: list[Tokens | str] = []
         for text, ids in zip(texts, tokenizer(texts, verbose=False)["input_ids"] if texts else [], strict=True):
@@ -103,16 +111,17 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
 
 
 def read_messages(where: str, value: Any) -> list[Message]:
-    """A conversation as messages {role, content}, up to the last assistant turn; also from {from, value}."""
+    """A conversation as messages {role, content}, up to the last assistant turn; {from, value} is read, too."""
     found = f"{type(value).__name__}: {value!r:.80}"
+    mend = "messages: COLUMN with a column of [{role: user, content: ...}, ...]"
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise UsageError(f"{where}: a conversation must be a list of messages", found=found)
+        raise UsageError(f"{where}: a conversation must be a list of messages", found=found, mend=mend)
     messages: list[Message] = []
     for message in value:
         if "from" in message and "role" not in message:
             message = {"role": ROLES.get(message["from"], message["from"]), "content": message.get("value")}
         if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str | None):
-            raise UsageError(f"{where}: a message needs a role and a content", found=f"{message!r:.80}")
+            raise UsageError(f"{where}: a message needs a role and a content", found=f"{message!r:.80}", mend=mend)
         messages.append(message)
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
@@ -120,15 +129,15 @@ def read_messages(where: str, value: Any) -> list[Message]:
 
 
 class _UnmarkableError(Exception):
-    """Why the assistant turns of a conversation cannot be found in its rendering."""
+    """The assistant turns of a conversation cannot be found in its rendering; the message says why."""
 
 
 class Conversations:
-    """Conversations to documents, by a tokenizer's chat template.
+    """Encodes conversations as documents, by a tokenizer's chat template.
 
-    What follows the last assistant turn is left out; a conversation without one is NO_COMPLETION. One that the template
-    refuses, or whose turns cannot be found, is REFUSED. Raises MissingError when the tokenizer has no chat template, and
-    UsageError when the template shows no turns even in a plain conversation.
+    What follows the last assistant turn is left out. In place of a document stands NO_COMPLETION for a conversation without
+    such a turn, REFUSED for one that the template refuses or whose turns cannot be found. Raises MissingError when the
+    tokenizer has no chat template, UsageError when not even a plain conversation's turns can be found.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -158,7 +167,7 @@ class Conversations:
 
     @staticmethod
     def _attempt(find: Callable[[list[Message]], Any], messages: list[Message]) -> Any:
-        """What `find` finds, or why the conversation is left out."""
+        """The result of `find`, or the reason the conversation is left out."""
         if not messages:
             return NO_COMPLETION
         try:
@@ -179,7 +188,7 @@ class Conversations:
         return str(self._tokenizer.convert_ids_to_tokens(closing))
 
     def _turns(self, messages: list[Message]) -> tuple[str, list[Span]]:
-        """The rendering, and the assistant's turns in it as characters."""
+        """The rendering, and the assistant's turns in it as spans of characters."""
         whole, closing, spans = self._render(messages), self._closing, []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -200,7 +209,7 @@ class Conversations:
         return whole, spans
 
     def _tokens_of(self, found: list[tuple[str, list[Span]] | str]) -> list[Tokens | str]:
-        """Turns in characters to turns in tokens; all renderings go through the tokenizer at once."""
+        """Spans of characters -> spans of tokens; all renderings go through the tokenizer at once."""
         texts = [entry[0] for entry in found if not isinstance(entry, str)]
         options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
         encoded = self._tokenizer(texts, **options) if texts else {"input_ids": [], "offset_mapping": []}
@@ -217,7 +226,7 @@ class Conversations:
         return documents
 
     def _marked_turns(self, messages: list[Message]) -> Tokens:
-        """The document with the turns that the template marks, each with the special token that closes it."""
+        """The document with the turns that the template marks, each extended by the special token that closes it."""
         encoded = self._tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )

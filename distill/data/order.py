@@ -1,8 +1,8 @@
-"""In which order documents are read: pure functions of a document's number, so that training resumes anywhere.
+"""The order in which documents are read: pure functions of a document's number, so that training can resume anywhere.
 
-A corpus is permuted anew in every epoch; several corpora are interleaved by share, evenly (the nested floor sequences of
+A corpus is permuted anew in every epoch; several corpora are interleaved evenly by share (the nested floor sequences of
 Bresenham's line: after any number of documents each corpus is at most one document off its share of what the corpora
-before it left). Knows nothing of tokens.
+before it left).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ONE = 1 << 32
-"""Shares are whole numbers out of ONE: exact for any document number."""
+"""Shares are integers out of ONE, so that places are exact for any document number."""
 
 
 def shuffled(count: int, seed: int) -> Callable[[int], int]:

@@ -3,8 +3,7 @@
 Follows GenDistill's packing with cross-document masking (arXiv 2603.26556, appendix B) in one representation:
 `position_ids` that restart at 0 at every document. Attention, convolution and recurrent state must not cross a restart,
 and no token is predicted from another document. A document never crosses rows; one longer than a row is refused.
-A batch is a function of (stream, position), so training resumes at any position. Knows nothing of models or of where
-documents come from.
+A batch is a function of (stream, position), so training can resume at any position.
 """
 
 from __future__ import annotations
@@ -54,14 +53,14 @@ class Batch:
         return counted(self.input_ids[part], self.position_ids[part], self.weights[part], self.next_position)
 
     def parts(self, rows: int) -> Iterator[Batch]:
-        """Micro-batches of at most `rows` rows; 0: the batch as it is."""
+        """Micro-batches of at most `rows` rows; 0 = the whole batch."""
         total = len(self.input_ids)
         for start in range(0, total, rows or total):
             yield self.rows(start, min(total, start + (rows or total)))
 
 
 def counted(input_ids: Tensor, position_ids: Tensor, weights: Tensor, next_position: int) -> Batch:
-    """The batch with its counts. Padding is what has no weight from a row's last restart on."""
+    """The batch with its counts. Padding: from a row's last restart on, when nothing there has a weight."""
     length = input_ids.shape[1]
     from_end = (position_ids == 0).flip(1).int().argmax(1, keepdim=True)
     last = torch.arange(length, device=input_ids.device) >= length - 1 - from_end
@@ -71,7 +70,7 @@ def counted(input_ids: Tensor, position_ids: Tensor, weights: Tensor, next_posit
 
 
 def weigh(document: Tokens, prompt_weight: float) -> list[float]:
-    """Weight of predicting each token of a document, [len(ids)]: nothing predicts the first."""
+    """Weight of predicting each token of a document, [len(ids)]; 0 for the first, which nothing predicts."""
     weights = [prompt_weight] * len(document.ids)
     for start, end in document.completions:
         weights[start:end] = [1.0] * (end - start)
@@ -84,7 +83,7 @@ def pack(
 ) -> Batch:
     """The batch that begins at document number `position`: first fit into `rows` rows, until a document fits in none.
 
-    `prompt_weight` weighs the prediction of prompt tokens (1: all tokens count alike, 0: completions only).
+    `prompt_weight`: weight of prompt tokens (1: all tokens count alike, 0: completions only).
     Raises ValueError on a document longer than `length` tokens.
     """
     input_ids = np.full((rows, length), pad_id, dtype=np.int64)
@@ -112,7 +111,7 @@ def pack(
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Where a stage's batches come from, and their shape."""
+    """A stage's source of batches, and their shape."""
 
     documents: Callable[[int], Tokens]
     """Document number -> tokens."""

@@ -1,8 +1,7 @@
 """Rows of a source, in its own order, from any row on: local .jsonl, .txt and .parquet files, or a dataset by name.
 
-Datasets are read by the `datasets` library as a stream, a local folder in hub layout by the same way; what its environment
-variables say (HF_DATASETS_OFFLINE, HF_HOME, HF_ENDPOINT) holds. A line of a .txt file is a row with the column `text`, as
-there. Every row says where it stands. Knows nothing of tokens.
+The `datasets` library streams datasets, and local folders in hub layout; its environment variables (HF_DATASETS_OFFLINE,
+HF_HOME, HF_ENDPOINT) apply. A line of a .txt file is a row with the column `text`, as there. Every row says where it stands.
 """
 
 from __future__ import annotations
@@ -21,44 +20,45 @@ from distill.recipe.settings import DataConfig
 from perplexity_lies.errors import MissingError, UsageError, from_table, nearest
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where it stands, for messages; and its columns."""
+"""Where it stands (for error messages), and its columns."""
 EXTRA = "eval"
 """What to install for `datasets` and pyarrow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows, and what they are."""
+    """Rows, and what identifies them."""
 
     identity: dict[str, Any]
-    """What is equal when the rows are: names, sizes and times of the files, or the name of the dataset."""
+    """Equal for equal rows: names, sizes and times of the files, or the name of the dataset."""
     version: Callable[[], Any]
-    """sha256 by file, or what the dataset's library knows it by; reads it all."""
+    """sha256 by file (reads them all), or the `datasets` library's own hash."""
     rows: Callable[[int], Iterator[Row]]
     """Rows from a number (0-based) on."""
 
 
 def text_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    """Lines that are not empty, as {text}."""
+    """Lines that are not empty, as rows {text}."""
     for number, line in lines(path):
         yield f"{path}, line {number}", {"text": line}
 
 
 def json_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    """Objects, one a line. Raises UsageError on a line that is none."""
+    """JSON objects, one a line. Raises UsageError for a line that is none."""
     for number, line in lines(path):
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UsageError(f"{where} is not JSON", found=str(error)) from error
+            raise UsageError(f"{where} is not JSON", found=str(error), mend="mend or delete that line") from error
         if not isinstance(row, dict):
-            raise UsageError(f"{where} is not an object", found=f"{type(row).__name__}: {line:.80}")
+            found = f"{type(row).__name__}: {line:.80}"
+            raise UsageError(f"{where} is not an object", found=found, mend='{"text": "..."} on every line')
         yield where, row
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not empty, with their numbers from 1. Raises UsageError on what is not UTF-8."""
+    """Lines that are not empty, with their numbers from 1. Raises UsageError for text that is not UTF-8."""
     number = 0
     try:
         with path.open(encoding="utf-8") as file:
@@ -66,16 +66,17 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.rstrip("\n")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text", found=f"after line {number}: {error.reason}") from error
+        found = f"after line {number}: {error.reason}"
+        raise UsageError(f"{path} is not UTF-8 text", found=found, mend=f"iconv -t UTF-8 {path}") from error
 
 
 def parquet_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    """Rows with `columns` alone. Raises UsageError when it is not a parquet file or lacks one."""
+    """Rows with `columns` alone. Raises UsageError for a file that is not parquet or lacks one of them."""
     open_parquet = from_table("pyarrow.parquet:ParquetFile", f"{path} needs pyarrow to be read", EXTRA)
     try:
         file = open_parquet(path)
     except ValueError as error:
-        raise UsageError(f"{path} is not a parquet file", found=str(error)) from error
+        raise UsageError(f"{path} is not a parquet file", found=str(error), mend="fetch or make it again") from error
     for column in columns:
         lookup(dict.fromkeys(file.schema_arrow.names), column, str(path))
     number = 0
@@ -93,17 +94,23 @@ READERS: dict[str, Callable[[Path, list[str]], Iterator[Row]]] = {
 
 
 def lookup(row: Mapping[str, Any], column: str, where: str) -> Any:
-    """A row's column. Raises UsageError, naming the columns, when it is not there."""
+    """A row's column. Raises UsageError, with the nearest name, when it is not there."""
     if column not in row:
-        raise UsageError(f"{where} has no column '{column}'{nearest(column, row)}", found=f"columns: {', '.join(row)}")
+        raise UsageError(
+            f"{where} has no column '{column}'{nearest(column, row)}",
+            found=f"columns: {', '.join(row)}",
+            mend="text: COLUMN, messages: COLUMN or at_least: {COLUMN: ...} with one of these",
+        )
     return row[column]
 
 
 def find_files(source: str) -> list[Path]:
-    """Files of a path or glob, by name. Raises MissingError when there is none, UsageError when one cannot be read."""
+    """Files of a path or glob, sorted. Raises MissingError when there is none, UsageError for one of an unknown kind."""
     paths = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
     if not paths:
-        raise MissingError(f"no file '{source}'", found=f"the working directory is {Path.cwd()}")
+        raise MissingError(
+            f"no file '{source}'", found=f"the working directory is {Path.cwd()}", mend="source: 'FOLDER/*.jsonl'"
+        )
     for path in paths:
         if path.suffix not in READERS:
             raise UsageError(f"{path} cannot be read", found=f"'{path.suffix}'", mend=f"one of {', '.join(READERS)}")
@@ -111,7 +118,7 @@ def find_files(source: str) -> list[Path]:
 
 
 def stamps(paths: list[Path]) -> list[tuple[str, int, int]]:
-    """Name, bytes and time of change (ns) of each file: what is looked at every time, in place of the whole."""
+    """Name, bytes and time of change (ns) of each file: cheap to compare, where the content is not."""
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
@@ -151,14 +158,16 @@ def dataset_source(config: DataConfig) -> Source:
                 ],
             ) from error
         except ValueError as error:
-            raise UsageError(f"dataset '{name}' has no subset '{config.subset}'", found=str(error)) from error
+            asked = f"dataset '{name}' has no subset '{config.subset}'"
+            raise UsageError(asked, found=str(error), mend="subset: NAME with one of these") from error
 
     def rows(start: int) -> Iterator[Row]:
         number = start
         try:
             stream = builder().as_streaming_dataset(split=config.split)
         except ValueError as error:
-            raise UsageError(f"dataset '{name}' has no split '{config.split}'", found=str(error)) from error
+            asked = f"dataset '{name}' has no split '{config.split}'"
+            raise UsageError(asked, found=str(error), mend="split: NAME with one of these") from error
         try:
             for number, row in enumerate(stream.skip(start), start + 1):
                 yield f"{name}, row {number}", row
@@ -182,7 +191,7 @@ def dataset_source(config: DataConfig) -> Source:
 
 
 def open_source(config: DataConfig, columns: list[str]) -> Source:
-    """The rows that a recipe's data names. Raises MissingError when local files are named that are not there."""
+    """The rows of a recipe's data. Raises MissingError for local files that are not there."""
     name = config.source
     if Path(name).is_dir():
         return dataset_source(config)

@@ -1,1 +1,1 @@
-"""The miniature teacher before it is trained: its tokenizer and first weights."""
+"""The miniature teacher before training: its tokenizer and first weights."""

@@ -9,7 +9,7 @@ from distill.recipe.settings import TeacherConfig
 
 
 def new_teacher(config: TeacherConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
-    """An untrained teacher with tied embeddings; the draw leaves torch's generator as it was."""
+    """An untrained teacher with tied embeddings; torch's generator is left as it was."""
     shape = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,

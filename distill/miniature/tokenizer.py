@@ -1,7 +1,6 @@
 """A word-level tokenizer with a chat template, for worlds of a few hundred words.
 
-Text is words joined by single spaces, so encode(a) + encode(b) == encode(a + " " + b) and decoding gives the text back.
-Knows nothing of any particular world: the words come in as a list.
+Text is words joined by single spaces, so encode(a) + encode(b) == encode(a + " " + b), and decoding returns the text.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ The generation prompt ends with a space, so that a reply glued to it by plain st
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose ids are SPECIAL_TOKENS and then `words`, in order; other words become `<unk>`.
+    """A tokenizer whose ids are SPECIAL_TOKENS and then `words`, in order; any other word becomes `<unk>`.
 
-    Raises ValueError when a word is repeated, empty or holds white space.
+    Raises ValueError when a word repeats, is empty or holds white space.
     """
     if len(set(words)) != len(words) or any(not w or w != "".join(w.split()) for w in words):
         raise ValueError("the words of a word-level tokenizer must be different and free of white space")

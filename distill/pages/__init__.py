@@ -1,1 +1,1 @@
-"""What a person reads of a distillation: report, model cards, ablation tables."""
+"""What a person reads: distillation report, model cards, tables of a grid, a plan."""

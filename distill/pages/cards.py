@@ -1,22 +1,20 @@
-"""Model cards: what a checkpoint is, how it was made, at what cost, how it scores. Only measured figures.
-
-The words are in `card.md.j2`; nothing here knows how a figure was measured.
-"""
+"""Model cards: what a checkpoint is, how it was made, at what cost, how it scores. The words are in `card.md.j2`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 from safetensors import safe_open
 
-from distill.measure import Scores, TaskScores, task_scores
 from distill.recipe.settings import Recipe, TeacherConfig
-from distill.selection.greedy import Selection
+from distill.selection import Selection
 from distill.training.train import Tally
+from perplexity_lies.files import write_whole
+from perplexity_lies.read.scores import Scores
+from perplexity_lies.rungs import LOGLIKELIHOOD, RUNGS
+from perplexity_lies.templates import pages
 
 CEILING_PERCENT = 99
 """A task on which both checkpoints reach this is at its ceiling."""
@@ -31,14 +29,14 @@ def count_parameters(directory: Path) -> int:
     return total
 
 
-def at_ceiling(scores: Mapping[str, Mapping[str, TaskScores]], *fields: str) -> list[str]:
-    """Tasks on which every checkpoint reaches the ceiling in all of these fields."""
-    tasks = next(iter(scores.values()), {})
-    return [
-        task
-        for task in tasks
-        if all(getattr(by_task[task], name) >= CEILING_PERCENT for by_task in scores.values() for name in fields)
+def at_ceiling(scores: Mapping[str, Scores], rungs: Sequence[str]) -> list[str]:
+    """Tasks on which every checkpoint reaches the ceiling on all of these rungs."""
+    reached = [
+        {line.task for line in found.lines() if all(line.percent.get(r, 0) >= CEILING_PERCENT for r in rungs)}
+        for found in scores.values()
     ]
+    tasks = next(iter(scores.values())).tasks if scores else {}
+    return [task for task in tasks if all(task in by_checkpoint for by_checkpoint in reached)]
 
 
 def write_cards(
@@ -50,11 +48,9 @@ def write_cards(
     scores: Mapping[str, Scores],
 ) -> None:
     """Writes README.md into `directory/student`, and into `directory/teacher` when the recipe trained it."""
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    text = (resources.files("distill.pages") / "card.md.j2").read_text(encoding="utf-8")
-    template = environment.from_string(text)
-    tables = {name: task_scores(found) for name, found in scores.items()}
-    saturated = at_ceiling(tables, "loglikelihood", "generation")
+    template = pages("distill", "pages").get_template("card.md.j2")
+    rungs = next(iter(scores.values())).rungs if scores else ()
+    saturated = at_ceiling(scores, rungs)
     own_teacher = isinstance(recipe.teacher, TeacherConfig)
     for name in ("teacher", "student") if own_teacher else ("student",):
         card = template.render(
@@ -65,9 +61,10 @@ def write_cards(
             parameters=count_parameters(directory / name),
             selection=selection,
             stages=[(s, tallies[s.name]) for s in recipe.stages if (s.kind == "pretrain") == (name == "teacher")],
-            tables=tables,
+            tables={name: found.lines() for name, found in scores.items()},
+            rungs=[RUNGS[rung] for rung in rungs],
             ceiling=CEILING_PERCENT,
             saturated=saturated,
-            ceiling_only=[task for task in at_ceiling(tables, "loglikelihood") if task not in saturated],
+            ceiling_only=[task for task in at_ceiling(scores, [LOGLIKELIHOOD]) if task not in saturated],
         )
-        (directory / name / "README.md").write_text(card.rstrip() + "\n", encoding="utf-8")
+        write_whole(directory / name / "README.md", card.rstrip() + "\n")

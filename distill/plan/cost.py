@@ -1,35 +1,31 @@
-"""What a recipe will cost, before anything starts: steps, FLOPs, memory and hours of every stage on a named device.
+"""What a recipe will cost, before anything starts: steps, FLOPs, memory and hours of every stage on a device.
 
-FLOPs per token, with 2 per weight and product (N: matrix weights, the embedding apart; a backward pass costs 2N for the
-gradient of what came in and 2N for that of the weights trained):
+FLOPs per token: 2 per weight and product. N counts matrix weights without the embedding; a backward pass costs 2N for the
+gradient of the input and 2N for that of the trained weights:
 
     teacher     2N                              all stages but `pretrain` and sft
     student     2N + 2N + 2N_trained            stages 3 and pretrain; once more 2N with checkpoint_activations
                 the mixers' N, of all layers    stages 1 and 2 (an upper bound: their inputs, the teacher's, need no gradient)
-    head        2Vd for each of: teacher's logits, student's, gradient of what came in, of the weights if they are trained;
+    head        2Vd for each of: teacher's logits, student's logits, gradient of the input, of the weights if trained;
                 only where a token is scored (completions alone: COMPLETION_SHARE)
     attention   2 * length * heads * head_dim   causal, as if a document filled the row; twice more in a backward pass
-    mixing      what a pass of a mixer multiplies besides (`shapes.layer_cost`); twice more in a backward pass
+    mixing      a mixer's products besides its weights (`shapes.layer_cost`); twice more in a backward pass
 
     hours = FLOPs / (share * the device's peak)
 
-Memory is that of one process: float32 weights of teacher and student, gradient and optimiser state of what is trained,
-what autograd keeps of a micro-batch, and a chunk of logits. Everything is arithmetic over shapes: `share` is the one
-number that must be measured, and DEFAULT shares are planning estimates. Knows nothing of training.
+Memory is one process's: float32 weights of teacher and student, gradient and optimiser state of what is trained, what
+autograd keeps of a micro-batch, and a chunk of logits. Everything is arithmetic over shapes; only `share` must be measured,
+and the shares in DEVICES are planning estimates.
 """
 
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
+from distill.plan.check import check_names
 from distill.plan.shapes import (
     LayerCost,
     TeacherShape,
@@ -45,30 +41,31 @@ from distill.students.convert import student_config
 from distill.students.hybrid import ATTENTION, HybridConfig
 from distill.training.losses import CHUNK_BYTES
 from perplexity_lies.errors import MissingError, UsageError, nearest
+from perplexity_lies.files import read_json
 
 COMPLETION_SHARE = 0.8
-"""Share of the tokens that are scored where prompts are not: assumed (long answers to short prompts)."""
+"""Share of the tokens that are scored where prompts are not; assumed (long answers to short prompts)."""
 BYTES_PER_TOKEN = 4
-"""Of text in a file: a rough figure, for a warning."""
+"""Bytes of text per token, a rough figure for a warning."""
 CHUNKS_HELD = 3
-"""Logit chunks that live at the same time: the teacher's, the student's, the gradient."""
+"""Logit chunks in memory at the same time: the teacher's, the student's, the gradient."""
 PART_WORDS = ("teacher", "student", "head", "attention", "mixing")
 MEMORY_WORDS = ("weights", "optimiser", "activations", "logits")
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A processor's peak by its data sheet, dense, and how much of it training is expected to reach."""
+    """A processor's dense peak by its data sheet, and the share of it that training is expected to reach."""
 
     bf16_flops: float
-    """Per second."""
+    """FLOPs per second."""
     fp32_flops: float
     memory_bytes: float
-    """0 where it is not known."""
+    """0 = not known."""
     share: float = 0.2
-    """Of the peak, assumed where recurrences run. On GPUs: not measured; small matrices and kernels for the recurrence."""
+    """Assumed share of the peak where recurrences run. Not measured on GPUs; small matrices and kernels for the recurrence."""
     attention_share: float = 0.35
-    """The same where none runs, in `pretrain`."""
+    """Assumed share where no recurrence runs, in `pretrain`."""
 
 
 DEVICES = {
@@ -92,9 +89,9 @@ class StagePlan:
     trained: int
     """Parameters."""
     flops: Mapping[str, float]
-    """Of the whole stage, by PART_WORDS."""
+    """FLOPs of the whole stage, by PART_WORDS."""
     memory_bytes: Mapping[str, float]
-    """At the peak, by MEMORY_WORDS."""
+    """Bytes at the peak, by MEMORY_WORDS."""
     share: float
     hours: float
 
@@ -106,15 +103,15 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePlan:
-    """What generation keeps in memory, for one row; key/value cache in bf16."""
+    """Memory of generation for one row; key/value cache in bf16."""
 
     teacher_bytes_per_token: int
     student_bytes_per_token: int
     state_bytes: int
-    """Of all mixers, of fixed size."""
+    """State of all mixers, the same at any length."""
 
     def tokens_at(self, saved: float) -> float:
-        """Length at which the student's cache is smaller by the share `saved`; infinite where it never is."""
+        """Length from which the student's cache is smaller by the share `saved`; infinite where it never is."""
         gain = (1 - saved) * self.teacher_bytes_per_token - self.student_bytes_per_token
         return self.state_bytes / gain if gain > 0 else float("inf")
 
@@ -136,13 +133,13 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Of all stages."""
+        """Hours of all stages."""
         return sum(stage.hours for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's weights, and what its layers cost per token at one row length."""
+    """A model's weights, and the cost of its layers per token at one row length."""
 
     config: HybridConfig
     weights: Weights
@@ -160,13 +157,13 @@ class Model:
 
 
 class Scales:
-    """Weighs models, each layer type once for each length."""
+    """Costs models; each layer type is costed once per length."""
 
     def __init__(self) -> None:
         self._costs: dict[tuple[str, int], LayerCost] = {}
 
     def weigh(self, config: HybridConfig, length: int) -> Model:
-        """The model of this configuration; all must be of one teacher and one student."""
+        """The costs of this configuration; every call must be for the same teacher and student."""
         types = config.layer_types or ()
         for layer_type in set(types):
             if (layer_type, length) not in self._costs:
@@ -227,21 +224,20 @@ def shares_from(path: Path) -> dict[str, float]:
 
     Raises MissingError when there is no such file, UsageError when it says something else.
     """
+    if not path.is_file():
+        raise MissingError(
+            f"no measurement {path}", found="no such file", mend="python benchmarks/stage_speed.py writes one"
+        )
+    mend = '{"stages": {"3a": {"share_of_peak": 0.2}}}'
+    raw = read_json(path, f"{path} is not a measurement of stages", mend)
     try:
-        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-        return {str(kind): float(stage["share_of_peak"]) for kind, stage in stages.items()}
-    except OSError as error:
-        raise MissingError(f"no measurement {path}", found=str(error)) from error
+        return {str(kind): float(stage["share_of_peak"]) for kind, stage in raw["stages"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{path} is not a measurement of stages",
-            found=repr(error),
-            mend='{"stages": {"3a": {"share_of_peak": 0.2}}}',
-        ) from error
+        raise UsageError(f"{path} is not a measurement of stages", found=repr(error), mend=mend) from error
 
 
 def _data_warnings(recipe: Recipe) -> list[str]:
-    """Local files that are too small for the stages that read them."""
+    """A warning for each source of local files that is too small for the stages that read it."""
     needed: dict[str, float] = {}
     for stage in recipe.stages:
         shares = {stage.data: 1.0} if isinstance(stage.data, str) else stage.data
@@ -278,7 +274,10 @@ def plan(recipe: Recipe, device: str = "h200", shares: Mapping[str, float] | Non
     shape is nowhere to be found.
     """
     if device not in DEVICES:
-        raise UsageError(f"no device '{device}'{nearest(device, DEVICES)}", found=", ".join(DEVICES))
+        raise UsageError(
+            f"no device '{device}'{nearest(device, DEVICES)}", found=", ".join(DEVICES), mend="--device h200"
+        )
+    check_names(recipe)
     processor, shape = DEVICES[device], teacher_shape(recipe.teacher)
     mixed = student_config(shape.config, recipe.student)
     layers = mixed.num_hidden_layers
@@ -310,86 +309,3 @@ def plan(recipe: Recipe, device: str = "h200", shares: Mapping[str, float] | Non
         student_parameters=final.weights.total, kept=len(kept), layers=layers, stages=tuple(stages),
         cache=_cache(attending, final), warnings=tuple(warnings),
     )  # fmt: skip
-
-
-def _short(count: float) -> str:
-    """A count in thousands, millions, billions, three digits."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return f"{count:.0f}"
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
-    return table
-
-
-def _stage_table(made: Plan) -> Table:
-    flops = [sum(each.flops.values()) for each in made.stages]
-    memory = [sum(each.memory_bytes.values()) for each in made.stages]
-    power, prefix = (1e15, "P") if max(flops) >= 1e15 else (1e12, "T")
-    size, unit = _bytes_unit(made)
-    title = f"{made.recipe} on one {made.device}"
-    table = _table(title, "stage", "steps", "rows x length", "tokens", "trained", f"{prefix}FLOP", unit, "time")
-    for each, operations, held in zip(made.stages, flops, memory, strict=True):
-        stage = each.stage
-        table.add_row(
-            f"{stage.name} ({stage.kind})", f"{stage.steps:,}", f"{stage.rows} x {stage.length:,}", _short(each.tokens),
-            _short(each.trained), _figure(operations / power), _figure(held / size), _duration(each.hours),
-        )  # fmt: skip
-    steps, tokens = sum(each.stage.steps for each in made.stages), sum(each.tokens for each in made.stages)
-    total = _figure(sum(flops) / power)
-    table.add_row("total", f"{steps:,}", "", _short(tokens), "", total, "", _duration(made.hours), style="bold")
-    return table
-
-
-def _bytes_unit(made: Plan) -> tuple[float, str]:
-    return (1e9, "GB") if max(sum(each.memory_bytes.values()) for each in made.stages) >= 1e9 else (1e6, "MB")
-
-
-def _parts_tables(made: Plan) -> tuple[Table, Table]:
-    size, unit = _bytes_unit(made)
-    flops_table = _table("where the FLOPs go, %", "stage", *PART_WORDS)
-    memory_table = _table(f"where the memory goes, {unit}", "stage", *MEMORY_WORDS)
-    for each in made.stages:
-        whole = sum(each.flops.values())
-        flops_table.add_row(each.stage.name, *(f"{100 * each.flops[word] / whole:.0f}" for word in PART_WORDS))
-        memory_table.add_row(each.stage.name, *(_figure(each.memory_bytes[word] / size) for word in MEMORY_WORDS))
-    return flops_table, memory_table
-
-
-def _cache_line(cache: CachePlan) -> str:
-    line = (
-        f"cache of one row: teacher {cache.teacher_bytes_per_token:,} bytes a token; student "
-        f"{cache.student_bytes_per_token:,} and {cache.state_bytes:,} at any length"
-    )
-    smaller, half = cache.tokens_at(0.0), cache.tokens_at(0.5)
-    if smaller == float("inf"):
-        return f"{line}: never smaller"
-    return f"{line}: smaller beyond {smaller:,.0f} tokens" + (f", by half beyond {half:,.0f}" if half < 1e12 else "")
-
-
-def render_plan(made: Plan) -> RenderableType:
-    """The plan for a terminal: stages and totals, where FLOPs and memory go, the cache, what was assumed, warnings."""
-    each = {s.stage.name: f"{100 * s.share:.0f} %" for s in made.stages}
-    shares = next(iter(each.values())) if len(set(each.values())) == 1 else ", ".join(map(" ".join, each.items()))
-    lines = (
-        f"teacher {made.teacher.name}: {made.teacher_parameters:,} parameters (shape from: {made.teacher.source}); "
-        f"student: {made.student_parameters:,}, {made.kept} of {made.layers} layers keep attention",
-        _cache_line(made.cache),
-        f"assumed: of the device's peak {shares}; mixers in plain PyTorch (kernels keep less); one process",
-    )
-    warnings = (Text(f"warning: {warning}", style="yellow") for warning in made.warnings)
-    flops_table, memory_table = _parts_tables(made)
-    return Group(_stage_table(made), "", flops_table, "", memory_table, "", *map(Text, lines), *warnings)

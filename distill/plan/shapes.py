@@ -1,8 +1,7 @@
-"""The shape of a teacher, and what a layer of its student costs per token, found without making a single weight.
+"""The shape of a teacher, and what a layer of its student costs per token, without making a single weight.
 
-A pass of the real layer over fake tensors (torch's FakeTensorMode: shapes, no data) tells what it multiplies besides its
-weights (FlopCounterMode) and what it keeps for the backward pass (saved_tensors_hooks), whatever its mixer does: a new
-mixer needs no formula here. Knows nothing of stages, devices or prices.
+The real layer runs over fake tensors (torch's FakeTensorMode: shapes, no data). FlopCounterMode counts its products,
+saved_tensors_hooks what it keeps for the backward pass. So a new mixer needs no formula here.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, Qwen2Config,
 
 from distill.miniature.teacher import new_teacher
 from distill.miniature.tokenizer import build_tokenizer
-from distill.recipe.settings import LAYER_PLANS, StudentConfig, TeacherConfig
-from distill.students.convert import group_of
+from distill.recipe.settings import StudentConfig, TeacherConfig
+from distill.students.convert import attention_layers, group_of
 from distill.students.hybrid import ATTENTION, HybridConfig, HybridDecoderLayer, HybridForCausalLM
 from perplexity_lies.checkpoint.lookup import resolve
-from perplexity_lies.errors import CheckpointError, MissingError, UsageError, nearest
+from perplexity_lies.errors import CheckpointError, MissingError, nearest
 from suites.miniature.world import vocabulary
 
 _QWEN3 = {"vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8, "max_position_embeddings": 40_960}
@@ -63,15 +62,15 @@ KNOWN: dict[str, Callable[[], PreTrainedConfig]] = {
     "meta-llama/Llama-3.2-1B": lambda: _shape(LlamaConfig, _LLAMA, 2048, 16, 32),
     "meta-llama/Llama-3.2-3B": lambda: _shape(LlamaConfig, _LLAMA, 3072, 28, 24),
 }
-"""Published teachers, so that a plan needs no network. `-Instruct` has the same shape as what it was tuned from."""
+"""Published teachers, so that a plan needs no network. `-Instruct` models have the shape of their base model."""
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 PROBE_TOKENS = 128
-"""Tokens after which a recurrence costs the same for each more."""
+"""Tokens from which on a recurrence costs the same per token."""
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherShape:
-    """A teacher's configuration and how it came to be known."""
+    """A teacher's configuration and where it was found."""
 
     name: str
     config: PreTrainedConfig
@@ -80,7 +79,7 @@ class TeacherShape:
 
 
 def teacher_shape(teacher: TeacherConfig | str) -> TeacherShape:
-    """The shape of a recipe's teacher: to be trained, in a directory, in the hub's local cache, or in KNOWN.
+    """The shape of a recipe's teacher: to be trained, or found in a directory, the hub's local cache or KNOWN.
 
     Nothing is downloaded. Raises MissingError for a teacher found in none of these, CheckpointError for a config.json
     that transformers cannot read.
@@ -93,7 +92,11 @@ def teacher_shape(teacher: TeacherConfig | str) -> TeacherShape:
             return TeacherShape(teacher, AutoConfig.from_pretrained(directory, local_files_only=True), "config.json")
         except (OSError, ValueError) as error:
             found = (str(error).strip() or "no message").splitlines()[0]
-            raise CheckpointError(f"teacher {teacher!r}: its config.json cannot be read", found=found) from error
+            raise CheckpointError(
+                f"teacher {teacher!r}: its config.json cannot be read",
+                found=found,
+                mend="--teacher CHECKPOINT, a whole one",
+            ) from error
     plain = teacher.partition("@")[0].removesuffix("-Instruct")
     if plain not in KNOWN:
         raise MissingError(
@@ -105,7 +108,7 @@ def teacher_shape(teacher: TeacherConfig | str) -> TeacherShape:
 
 
 def _directory(teacher: str) -> Path | None:
-    """Where the config.json of a teacher lies on this machine, if anywhere."""
+    """The directory with the teacher's config.json on this machine, or None."""
     if teacher.startswith("builtin:"):
         return resolve(teacher).path
     if Path(teacher).is_dir():
@@ -115,19 +118,16 @@ def _directory(teacher: str) -> Path | None:
 
 
 def kept_layers(student: StudentConfig, layers: int) -> tuple[int, ...]:
-    """Layers that keep attention; where KL is to choose, the first ones stand for those it will choose.
+    """Layers that keep attention; where a selector is to choose, the first ones stand for those it will choose.
 
     Raises UsageError for layers that the teacher does not have.
     """
-    named = LAYER_PLANS[student.keep] if isinstance(student.keep, str) else student.keep
-    kept = tuple(range(named)) if isinstance(named, int) else tuple(sorted(set(named)))
-    if any(not 0 <= layer < layers for layer in kept):
-        raise UsageError("student.keep asks for layers that the teacher lacks", found=f"{kept} of {layers} layers")
-    return kept
+    kept = attention_layers(student, layers)
+    return tuple(range(kept)) if isinstance(kept, int) else kept
 
 
 def with_attention(config: HybridConfig, kept: tuple[int, ...]) -> HybridConfig:
-    """The same student with softmax attention in the layers `kept`."""
+    """The configuration with softmax attention in the layers `kept`."""
     changed = copy.deepcopy(config)
     changed.layer_types = [ATTENTION if i in kept else name for i, name in enumerate(config.layer_types or ())]
     return changed
@@ -135,20 +135,20 @@ def with_attention(config: HybridConfig, kept: tuple[int, ...]) -> HybridConfig:
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """One layer of a type, per token."""
+    """Cost of one layer of a type, per token."""
 
     mixing_flops: float
-    """Multiplied in a forward pass besides weights: attention (causal: half of all pairs) or recurrence."""
+    """Products of a forward pass besides those with weights: attention (causal: half of all pairs) or recurrence."""
     saved_bytes: float
-    """Kept for the backward pass by the whole layer, weights apart."""
+    """Bytes that the whole layer keeps for the backward pass, weights apart."""
     mixer_saved_bytes: float
-    """The same of the mixer alone."""
+    """Bytes that the mixer alone keeps for the backward pass."""
     state_bytes: int
-    """What a mixer carries from token to token for one row, once its state is full; 0 for attention, which has a KV cache."""
+    """Bytes of a mixer's full state for one row; 0 for attention, which has a KV cache."""
 
 
 def _saved_bytes(module: nn.Module, run: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps of a pass, each storage once, the weights of `module` apart."""
+    """Bytes that autograd keeps of a pass, each storage once, without the weights of `module`."""
     held: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _saved_bytes(module: nn.Module, run: Callable[[], Any]) -> int:
 
 
 def layer_cost(config: HybridConfig, layer_type: str, length: int) -> LayerCost:
-    """What a layer of this type costs in rows of `length` tokens, float32, its mixer computed in plain PyTorch."""
+    """Cost of a layer of this type in rows of `length` tokens, float32, its mixer in plain PyTorch."""
     one = copy.deepcopy(config)
     one.num_hidden_layers, one.layer_types, one._attn_implementation = 1, [layer_type], "sdpa"
     with FakeTensorMode():
@@ -189,11 +189,11 @@ def layer_cost(config: HybridConfig, layer_type: str, length: int) -> LayerCost:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Parameters of a model by group of `recipe.GROUPS`; tied ones once."""
+    """Parameters of a model by group in `recipe.settings.GROUPS`; tied ones count once."""
 
     all: dict[str, int]
     matrices: dict[str, int]
-    """Of these, weights that every token is multiplied with: two-dimensional, the embedding apart."""
+    """Those that every token is multiplied with: matrices, without the embedding."""
 
     @property
     def total(self) -> int:
@@ -201,12 +201,12 @@ class Weights:
         return sum(self.all.values())
 
     def trained(self, frozen: tuple[str, ...]) -> int:
-        """Parameters outside the groups `frozen`."""
+        """Number of parameters outside the groups `frozen`."""
         return sum(count for group, count in self.all.items() if group not in frozen)
 
 
 def weights_of(config: HybridConfig) -> Weights:
-    """Counted on the model itself."""
+    """The parameters of this configuration's model, counted on the model itself."""
     with torch.device("meta"):
         model = HybridForCausalLM(config)
     everything: Counter[str] = Counter()

@@ -1,6 +1,8 @@
 """Recipes as YAML files: the bundled ones by name, others by path, with `--set stage3b.objective=sft` applied.
 
-Unknown keys are refused with the nearest known name; a run directory keeps the resolved copy. Knows nothing of torch.
+    load_recipe("miniature", ["student.keep=0"])  ->  Recipe
+
+A run directory keeps the resolved recipe.
 """
 
 from __future__ import annotations
@@ -8,136 +10,74 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from distill.recipe.settings import DataConfig, Recipe, StageConfig, StudentConfig, TeacherConfig
+from distill.recipe.settings import Recipe, StageConfig
+from perplexity_lies.checked import checked
 from perplexity_lies.errors import MissingError, UsageError, nearest
-from suites.miniature.stream import Mixture
-
-SCALARS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
-"""Annotations of fields that hold a bare value, and what may stand there."""
-
-
-def built(cls: Any, raw: Any, where: str) -> Any:
-    """A dataclass `cls` from a mapping. Raises UsageError on what is not a mapping, unknown keys and missing keys."""
-    if not isinstance(raw, dict):
-        raise UsageError(f"{where} must be a mapping", found=repr(raw))
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for key in raw:
-        if key not in known:
-            raise UsageError(f"{where} has an unknown key '{key}'{nearest(str(key), known)}", found=", ".join(known))
-    required = (
-        n for n, f in known.items() if dataclasses.MISSING is f.default and dataclasses.MISSING is f.default_factory
-    )
-    lacking = [name for name in required if name not in raw]
-    if lacking:
-        raise UsageError(f"{where} lacks: {', '.join(lacking)}")
-    given = {key: _scalar(value, str(known[key].type), f"{where}: {key}") for key, value in raw.items()}
-    try:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
-    except TypeError as error:
-        raise UsageError(f"{where} has a value of the wrong type", found=str(error)) from error
-
-
-def _scalar(value: Any, annotation: str, where: str) -> Any:
-    """A value for a field that is annotated so; what is not a bare scalar type is left to the field's own checks.
-
-    YAML reads `1e-5` as text (it wants `1.0e-5`): where a float is asked for, it is one. Raises UsageError for another type.
-    """
-    wanted = annotation.removesuffix(" | None")
-    if wanted not in SCALARS or (value is None and annotation != wanted):
-        return value
-    if wanted == "str" and value is None:  # `--set suite=`
-        return ""
-    if wanted == "float" and isinstance(value, str):
-        with suppress(ValueError):
-            value = float(value)
-    if not isinstance(value, SCALARS[wanted]) or (isinstance(value, bool) and wanted != "bool"):
-        raise UsageError(f"{where} must be {wanted}", found=repr(value))
-    return value
-
-
-def _with_defaults(raw: dict[str, Any], where: str) -> list[Any]:
-    """The stages, each with what `defaults` says and it does not."""
-    defaults = raw.get("defaults", {})
-    if not isinstance(defaults, dict):
-        raise UsageError(f"{where}: defaults must be a mapping", found=repr(defaults))
-    stages = [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in raw["stages"]]
-    # YAML reads `kind: 1` as a number.
-    return [{**s, "kind": str(s["kind"])} if isinstance(s, dict) and "kind" in s else s for s in stages]
+from perplexity_lies.files import parse_yaml, read_yaml
 
 
 def build_recipe(raw: Any, where: str) -> Recipe:
-    """A recipe from plain values. Raises UsageError saying what is wrong and where."""
-    if not isinstance(raw, dict):
-        raise UsageError(f"{where} must be a mapping", found=repr(raw))
-    raw = dict(raw)
-    if "teacher" in raw and not isinstance(raw["teacher"], str):
-        raw["teacher"] = built(TeacherConfig, raw["teacher"], f"{where}: teacher")
-    if "student" in raw:
-        raw["student"] = built(StudentConfig, raw["student"], f"{where}: student")
-    if isinstance(raw.get("data"), dict):
-        sources = {}
-        for name, source in raw["data"].items():
-            if isinstance(source, dict) and isinstance(source.get("mixture"), dict):
-                source = {**source, "mixture": built(Mixture, source["mixture"], f"{where}: data.{name}.mixture")}
-            sources[name] = built(DataConfig, source, f"{where}: data.{name}")
-        raw["data"] = sources
-    if isinstance(raw.get("stages"), list):
-        raw["stages"] = tuple(
-            _with_steps(built(StageConfig, stage, f"{where}: stage number {number}"))
-            for number, stage in enumerate(_with_defaults(raw, where), 1)
-        )
-    raw.pop("defaults", None)
-    recipe: Recipe = built(Recipe, raw, where)
-    return recipe
+    """A recipe from plain values. Raises UsageError with the place and the value of what is wrong."""
+    raw = dict(raw) if isinstance(raw, dict) else raw
+    if isinstance(raw, dict):
+        defaults = raw.pop("defaults", {})
+        if not isinstance(defaults, dict):
+            raise UsageError(
+                f"{where}: defaults should be a mapping", found=repr(defaults), mend="defaults: {rows: 16}"
+            )
+        if isinstance(raw.get("stages"), list):
+            raw["stages"] = [{**defaults, **stage} if isinstance(stage, dict) else stage for stage in raw["stages"]]
+            for stage in raw["stages"]:
+                if isinstance(stage, dict) and type(stage.get("kind")) is int:  # YAML reads `kind: 1` as a number
+                    stage["kind"] = str(stage["kind"])
+    recipe = checked(Recipe, raw, where)
+    return dataclasses.replace(recipe, stages=tuple(_with_steps(stage, where) for stage in recipe.stages))
 
 
-def _with_steps(stage: StageConfig) -> StageConfig:
+def _with_steps(stage: StageConfig, where: str) -> StageConfig:
     """The stage with its budget in steps."""
     if stage.steps:
         return stage
     steps = stage.tokens // stage.tokens_per_step
     if steps < 1:
         raise UsageError(
-            f"stage '{stage.name}': {stage.tokens} tokens are less than one step of {stage.tokens_per_step}"
+            f"{where}: stage '{stage.name}': {stage.tokens} tokens are less than one step of {stage.tokens_per_step}",
+            found=f"rows {stage.rows}, length {stage.length}",
+            mend=f"--set {stage.name}.tokens={stage.tokens_per_step}",
         )
     return dataclasses.replace(stage, steps=steps, tokens=0)
 
 
 def overlaid(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Plain values with `KEY=VALUE` settings applied; VALUE is YAML.
+    """Plain values with `KEY=VALUE` settings applied; VALUE is YAML, and `KEY=` the empty text.
 
     KEY is a path: `seed`, `student.mixer`, `data.chat.source`, and for stages `stage3b.objective` (by kind) or
-    `instruct.objective` (by name, where no key of the recipe is called so). `stage1=null` takes a stage out;
-    `teacher=CHECKPOINT` takes `pretrain` out.
-    Raises UsageError on a setting that leads nowhere.
+    `instruct.objective` (by name, unless the recipe has a key of that name). `stage1=null` removes a stage,
+    `teacher=CHECKPOINT` the stage `pretrain`. Raises UsageError for a setting that leads nowhere.
     """
     raw = copy.deepcopy(raw)
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise UsageError(f"--set wants KEY=VALUE, not '{setting}'", mend="--set stage3b.objective=sft")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {path}: the value is not YAML", found=text) from error
-        _set(raw, path, value)
+            raise UsageError("--set wants KEY=VALUE", found=setting, mend="--set stage3b.objective=sft")
+        mend = f"--set '{path}=VALUE', the value in quotes of its own if it is a text"
+        _set(raw, path, parse_yaml(text, f"--set {path}: the value", mend) if text.strip() else "")
     return raw
 
 
 def _set(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Put `value` where `path` leads, in place."""
     first, _, rest = path.partition(".")
-    stages = raw.get("stages") or []
+    given = raw["stages"] if isinstance(raw.get("stages"), list) else []
+    stages = [stage for stage in given if isinstance(stage, dict)]
     fields = {f.name for f in dataclasses.fields(Recipe)}
     named = [s for s in stages if first not in fields and first in (f"stage{s.get('kind')}", s.get("name"))]
     if named and not rest and value is None:
-        raw["stages"] = [stage for stage in stages if stage not in named]
+        raw["stages"] = [stage for stage in given if stage not in named]
     elif named and rest:
         for stage in named:
             for other in {"steps": ("tokens",), "tokens": ("steps",)}.get(rest, ()):
@@ -145,19 +85,22 @@ def _set(raw: dict[str, Any], path: str, value: Any) -> None:
             stage[rest] = value
     elif first == "teacher" and not rest and isinstance(value, str):
         raw["teacher"] = value
-        raw["stages"] = [stage for stage in stages if stage.get("kind") != "pretrain"]
+        for stage in [stage for stage in stages if stage.get("kind") == "pretrain"]:
+            given.remove(stage)
     else:
-        names = [f"stage{s.get('kind')}" for s in stages] + [str(s.get("name")) for s in stages]
+        names = [*raw, *(f"stage{s.get('kind')}" for s in stages), *(str(s.get("name")) for s in stages)]
         if first not in {*raw, "defaults", *fields}:
             raise UsageError(
-                f"--set {path}: no '{first}'{nearest(first, [*raw, *names])}", found=", ".join([*raw, *names])
+                f"--set {path}: no '{first}'{nearest(first, names)}", found=", ".join(names), mend="--set KEY=VALUE"
             )
-        target = raw
         *parents, last = path.split(".")
+        target = raw
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise UsageError(f"--set {path}: '{parent}' is not a mapping", found=repr(target))
+                raise UsageError(
+                    f"--set {path}: '{parent}' is not a mapping", found=repr(target), mend=f"--set {parent}=VALUE"
+                )
         target[last] = value
 
 
@@ -167,25 +110,19 @@ def read_bundled(folder: str, name: str, mend: str) -> tuple[dict[str, Any], str
     Raises MissingError when there is neither (`mend` says what to type, NAME for a name), UsageError when it is not a YAML
     mapping.
     """
-    bundled = resources.files("distill") / folder
-    names = sorted(entry.name.removesuffix(".yaml") for entry in bundled.iterdir() if entry.name.endswith(".yaml"))
-    what, path = folder.removesuffix("s"), Path(name)
-    if name in names:
-        text, where = (bundled / f"{name}.yaml").read_text(encoding="utf-8"), f"{what} '{name}'"
-    elif path.is_file():
-        text, where = path.read_text(encoding="utf-8"), name
-    else:
+    bundled = Path(str(resources.files("distill") / folder))
+    names = sorted(path.stem for path in bundled.glob("*.yaml"))
+    what = folder.removesuffix("s")
+    path, where = (bundled / f"{name}.yaml", f"{what} '{name}'") if name in names else (Path(name), name)
+    if not path.is_file():
         raise MissingError(
             f"no {what} '{name}'{nearest(name, names)}",
             found=f"bundled {folder}: {', '.join(names)}",
             mend=mend.replace("NAME", names[0]),
         )
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is not YAML", found=str(error)) from error
+    raw = read_yaml(path, where)
     if not isinstance(raw, dict):
-        raise UsageError(f"{where} must be a mapping", found=repr(raw))
+        raise UsageError(f"{where} should be a mapping", found=repr(raw)[:80], mend="name: ..., one key a line")
     return raw, where
 
 

@@ -1,25 +1,39 @@
 """A recipe: every budget, rate and seed that makes a student (and, in miniature, its teacher).
 
-Defaults are GenDistill's (arXiv 2603.26556, Table 9 and appendix B). Knows nothing of torch, and nothing of the YAML files
-that recipes are read from (`distill.recipe.files`).
+Defaults are GenDistill's (arXiv 2603.26556, Table 9 and appendix B). Types and ranges stand in the annotations and are
+checked where a file is read (`distill.recipe.files`); rules about several fields stand in `__post_init__`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from perplexity_lies.checked import Checked
 from perplexity_lies.errors import UsageError, nearest
-from suites.miniature.stream import Mixture
+from perplexity_lies.rungs import RUNGS
+from suites.miniature.catalogue import TASKS
+from suites.miniature.stream import PLAIN, Mixture
 
-KINDS = ("pretrain", "1", "2", "3a", "3b", "3")
-"""What a stage may be: the teacher's own training, or a step of distillation; "3" is 3a and 3b combined."""
-GROUPS = ("qk", "mixer", "attention", "mlp", "norms", "embedding")
-"""Names for parameters: a mixer's query and key projections, the rest of the mixers, kept attention modules, MLPs, norms
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Beta = Annotated[float, Ge(0), Lt(1)]
+
+Kind = Literal["pretrain", "1", "2", "3a", "3b", "3"]
+Group = Literal["qk", "mixer", "attention", "mlp", "norms", "embedding"]
+KINDS: tuple[Kind, ...] = ("pretrain", "1", "2", "3a", "3b", "3")
+"""Kinds of stage in their order: the teacher's own training, then distillation; "3" is 3a and 3b combined."""
+GROUPS: tuple[Group, ...] = ("qk", "mixer", "attention", "mlp", "norms", "embedding")
+"""Groups of parameters: a mixer's query and key projections, the rest of the mixers, kept attention modules, MLPs, norms
 of the residual stream, embedding with the tied head."""
-FROZEN = {
+FROZEN: dict[Kind, tuple[Group, ...]] = {
     "pretrain": (),
     "1": ("mixer", "attention", "mlp", "norms", "embedding"),
     "2": ("attention", "mlp", "norms", "embedding"),
@@ -48,27 +62,32 @@ LAYER_PLANS = {
 """Layers of Qwen3-0.6B (28) that keep attention: GenDistill, Tables 8 and 11."""
 
 
-def _one_of(value: str, allowed: Sequence[str], where: str) -> None:
-    if value not in allowed:
-        raise UsageError(f"{where} must be one of {', '.join(allowed)}{nearest(value, allowed)}", found=repr(value))
+def _known(word: str, known: Iterable[str], where: str) -> None:
+    """Raises UsageError, with the nearest name, for a word that is not `known`."""
+    if word not in known:
+        raise UsageError(
+            f"{where}: unknown name {word!r}{nearest(word, known)}",
+            found=f"known: {', '.join(known)}",
+            mend="spell it as one of these",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherConfig:
+class TeacherConfig(Checked):
     """A Qwen3 teacher, trained from scratch."""
 
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope_theta: float
-    max_positions: int
+    layers: Count
+    hidden_size: Count
+    intermediate_size: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    rope_theta: Positive
+    max_positions: Count
     """Tokens of the longest context."""
-    embedding_std: float = 0.02
+    embedding_std: Positive = 0.02
     """Standard deviation of the first embeddings."""
-    embedding_shared: float = 0.0
+    embedding_shared: NotNegative = 0.0
     """Size of one random vector added to every embedding, in units of `embedding_std`.
 
     A direction that all tokens share is what attention by position alone (to the previous token, say) can be built on, in
@@ -77,21 +96,23 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudentConfig:
+class StudentConfig(Checked):
     """A hybrid student. The switches below `init` are fields of `HybridConfig` under the same names."""
 
     mixer: str | tuple[str, ...] = "kda"
-    """What stands in the place of attention: one name for all layers, or one for each layer."""
-    keep: int | tuple[int, ...] | str = 0
-    """Layers that keep softmax attention: how many (chosen by KL), which ones, or a name in LAYER_PLANS."""
-    selection_batches: int = 8
+    """What replaces attention: one name for all layers, or one for each layer; names are in `students.hybrid.MIXERS`."""
+    keep: Natural | tuple[Natural, ...] | str = 0
+    """Layers that keep softmax attention: how many (the selector chooses), which ones, or a name in LAYER_PLANS."""
+    selector: str = "greedy_kl"
+    """What chooses the layers where `keep` is a number: a name in `distill.selection.SELECTORS`."""
+    selection_batches: Count = 8
     """Batches on which a layer set is scored."""
-    init: str = "vo"
+    init: Literal["vo", "qkvo", "random"] = "vo"
     """Which projections start as the teacher's: "vo", "qkvo" or "random" (none)."""
-    output_gate: str = "silu"
+    output_gate: Literal["silu", "sigmoid", "none"] = "silu"
     """Activation of the output gate: "silu", "sigmoid" or "none" (no gate)."""
     gate_identity: bool = True
-    """Whether the gate starts open: SiLU as exactly 1; sigmoid, which has no such point, as near to it as the bias 4 gives."""
+    """Whether the gate starts open: SiLU at exactly 1, sigmoid (which never reaches 1) at 0.982."""
     output_norm: bool = False
     """RMS norm per head between recurrence and gate."""
     short_conv: bool = True
@@ -100,30 +121,52 @@ class StudentConfig:
     """Whether the convolution starts as the identity (otherwise as torch's Conv1d does)."""
     qk_l2norm: bool = True
     """Queries and keys of unit length."""
-    query_scale: float | None = None
+    query_scale: Positive | None = None
     """Factor on queries; None means head_dim ** -0.5."""
-    chunk_size: int = 16
+    chunk_size: Count = 16
     """Tokens per chunk of the fast forms; changes speed, not results."""
-    sliding_window: int = 1024
-    """Tokens that sliding-window attention sees, its own included."""
-    attention_sinks: int = 4
+    sliding_window: Count = 1024
+    """Tokens that sliding-window attention sees, the current one included."""
+    attention_sinks: Natural = 4
     """First tokens of a document that sliding-window attention always sees."""
 
     def __post_init__(self) -> None:
-        _one_of(self.init, ("vo", "qkvo", "random"), "student.init")
-        _one_of(self.output_gate, ("silu", "sigmoid", "none"), "student.output_gate")
         if isinstance(self.keep, str):
-            _one_of(self.keep, tuple(LAYER_PLANS), "student.keep")
+            _known(self.keep, LAYER_PLANS, "student.keep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
+class MixtureConfig(Mixture, Checked):
+    """The miniature world's `Mixture`, with its ranges."""
+
+    chat: dict[str, NotNegative]
+    plain: dict[str, NotNegative]
+    plain_share: Share
+    level_documents: Natural = 0
+
+    def __post_init__(self) -> None:
+        for key, weights, known, drawn in (
+            ("chat", self.chat, TASKS, self.plain_share < 1),
+            ("plain", self.plain, PLAIN, self.plain_share > 0),
+        ):
+            for name in weights:
+                _known(name, known, f"mixture.{key}")
+            if drawn and not sum(weights.values()) > 0:
+                raise UsageError(
+                    f"mixture.{key} has no weight, but plain_share {self.plain_share} draws from it",
+                    found=str(weights),
+                    mend=f"{key}: {{{next(iter(known))}: 1.0}}, or plain_share: {float(key == 'chat')}",
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig(Checked):
     """Documents: the miniature world's, a hub dataset's, or local files'."""
 
     source: str
     """`miniature`, a hub dataset's name, or a path or glob of .jsonl, .txt or .parquet files."""
-    mixture: Mixture | None = None
-    """What the miniature world's stream holds; only with `source: miniature`."""
+    mixture: MixtureConfig | None = None
+    """Shares of the miniature world's stream; only with `source: miniature`."""
     subset: str | None = None
     """A hub dataset's named configuration."""
     data_dir: str | None = None
@@ -136,98 +179,98 @@ class DataConfig:
     """Column of a conversation (role, content); assistant turns are completions."""
     at_least: dict[str, float] = field(default_factory=dict)
     """Column -> smallest value kept, such as {score: 4}."""
-    too_long: str = "split"
+    too_long: Literal["split", "cut", "drop"] = "split"
     """Documents longer than a row: "split" (the rest is a new document), "cut" at the end, or "drop"."""
 
     def __post_init__(self) -> None:
-        _one_of(self.too_long, ("split", "cut", "drop"), "data: too_long")
         if (self.source == "miniature") != (self.mixture is not None):
-            raise UsageError("data: source miniature, and it alone, has a mixture", found=f"source {self.source}")
+            raise UsageError(
+                "data: source miniature, and it alone, has a mixture",
+                found=f"source {self.source}, {'no' if self.mixture is None else 'a'} mixture",
+                mend="source: miniature with mixture: {...}, or another source without one",
+            )
         if self.source != "miniature" and (self.text is None) == (self.messages is None):
-            raise UsageError("data: name the column of text or of messages, one of them", found=f"source {self.source}")
+            raise UsageError(
+                "data: name the column of text or of messages, one of them",
+                found=f"source {self.source}, text {self.text}, messages {self.messages}",
+                mend="text: COLUMN or messages: COLUMN",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageConfig:
+class StageConfig(Checked):
     """One stage of training."""
 
     name: str
-    kind: str
-    """One of KINDS."""
-    data: str | dict[str, float]
-    """Which of the recipe's data feeds it; or several with their shares of the documents."""
+    kind: Kind
+    data: str | Annotated[dict[str, Positive], MinLen(1)]
+    """Name of one of the recipe's data, or several names with their shares of the documents."""
     data_seed: int = 0
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps; or give `tokens`."""
-    tokens: int = 0
+    tokens: Natural = 0
     """Token positions to run over: steps = tokens // (rows * length)."""
-    rows: int
+    rows: Count
     """Rows of one optimiser step, all processes together."""
-    length: int
+    length: Count
     """Tokens per row."""
-    micro_rows: int = 0
-    """Rows per process that go through the model at a time; 0 is all. Changes memory, not results."""
-    lr: float
+    micro_rows: Natural = 0
+    """Rows per process and forward pass; 0 = all. Changes memory, not results."""
+    lr: NotNegative
     """Peak rate of AdamW."""
-    muon_lr: float = 0.0
+    muon_lr: NotNegative = 0.0
     """Peak rate of Muon on matrices; 0 leaves them to AdamW."""
-    objective: str = "kd"
+    objective: Literal["kd", "sft"] = "kd"
     """Stages 3: "kd" (forward KL to the teacher) or "sft" (cross-entropy on the data)."""
-    ce_weight: float = 0.0
+    ce_weight: Share = 0.0
     """With kd: loss = (1 - ce_weight) * KL + ce_weight * cross-entropy."""
-    temperature: float = 1.0
-    top_k: int = 0
-    """With kd: the teacher's K likeliest tokens only, renormalised; 0 is the whole vocabulary."""
-    alignment: str = "l2norm"
+    temperature: Positive = 1.0
+    top_k: Natural = 0
+    """With kd: the teacher's K likeliest tokens only, renormalised; 0 = whole vocabulary."""
+    alignment: Literal["l2norm", "mse", "nmse"] = "l2norm"
     """Stages 1 and 2: "l2norm", "mse" or "nmse" (mse over the target's mean square)."""
-    prompt_weight: float = 1.0
+    prompt_weight: Share = 1.0
     """Weight of prompt tokens in the loss: 1 the full sequence, 0 completions only."""
-    freeze: tuple[str, ...] | None = None
-    """Groups that stay as they are; None is FROZEN's for the kind."""
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup: float = 0.1
+    freeze: tuple[Group, ...] | None = None
+    """Groups that are not trained; None = FROZEN's for the kind."""
+    weight_decay: NotNegative = 0.1
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """AdamW's averaging of gradients and of their squares."""
+    warmup: Share = 0.1
     """Share of the steps over which the rate rises."""
-    decay: float = 0.1
+    decay: Share = 0.1
     """Share of the steps over which the rate falls at the end."""
-    final: float = 0.02
+    final: Share = 0.02
     """Rate at the end, as a share of the peak."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Largest global gradient norm."""
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """"fp32", or "bf16": matrix products in bf16, weights, gates and states in fp32."""
     checkpoint_activations: bool = False
     """Recomputes activations in the backward pass: less memory, a third more time."""
-    save_every: int = 100
+    save_every: Count = 100
     """Steps between two saved states; a killed run loses at most these."""
-    keep_last: int = 1
-    """Saved states that are kept."""
-    measure_every: int = 0
-    """Tokens between two measurements under both protocols; 0 measures at the end of the stage alone."""
+    keep_last: Count = 1
+    """Saved states to keep."""
+    measure_every: Natural = 0
+    """Tokens between two measurements; 0 = at the end of the stage only."""
 
     def __post_init__(self) -> None:
-        where = f"stage '{self.name}': "
-        _one_of(self.kind, KINDS, where + "kind")
-        _one_of(self.objective, ("kd", "sft"), where + "objective")
-        _one_of(self.alignment, ("l2norm", "mse", "nmse"), where + "alignment")
-        _one_of(self.precision, ("fp32", "bf16"), where + "precision")
-        for group in self.freeze or ():
-            _one_of(group, GROUPS, where + "freeze")
-        if (self.steps > 0) == (self.tokens > 0) or self.steps < 0 or self.tokens < 0:
-            raise UsageError(where + "give steps or tokens, one of them, above 0", found=f"{self.steps}, {self.tokens}")
-        if min(self.save_every, self.keep_last, self.rows, self.length) < 1 or self.micro_rows < 0:
+        if (self.steps > 0) == (self.tokens > 0):
             raise UsageError(
-                where + "rows, length, save_every and keep_last must be at least 1, micro_rows not negative"
+                f"stage '{self.name}': give steps or tokens, one of them, above 0",
+                found=f"steps {self.steps}, tokens {self.tokens}",
+                mend="steps: 100",
             )
-        if not (0 <= self.warmup <= 1 and 0 <= self.decay <= 1 and self.warmup + self.decay <= 1):
-            raise UsageError(where + "warmup and decay are shares of the steps, together at most 1")
-        if not (0 <= self.prompt_weight <= 1 and 0 <= self.ce_weight <= 1):
-            raise UsageError(where + "prompt_weight and ce_weight must lie in [0, 1]")
-        if self.temperature <= 0 or self.top_k < 0:
-            raise UsageError(where + "temperature must be above 0, top_k not negative")
+        if self.warmup + self.decay > 1:
+            raise UsageError(
+                f"stage '{self.name}': warmup and decay are shares of the steps, together at most 1",
+                found=f"{self.warmup} + {self.decay}",
+                mend="warmup: 0.1, decay: 0.1",
+            )
 
     @property
-    def frozen(self) -> tuple[str, ...]:
+    def frozen(self) -> tuple[Group, ...]:
         """Groups that this stage does not train."""
         return FROZEN[self.kind] if self.freeze is None else self.freeze
 
@@ -238,28 +281,31 @@ class StageConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """Teacher, student, data and stages; stages run in the order given."""
 
     name: str
-    seed: int = 0
-    """Seed of the weights' first values."""
+    seed: Natural = 0
+    """Seed of the initial weights."""
     teacher: TeacherConfig | str
     """A teacher to train, or a checkpoint: a directory, a hub name, builtin:teacher."""
     student: StudentConfig
     data: dict[str, DataConfig]
     stages: tuple[StageConfig, ...]
     suite: str = ""
-    """Suite on which the student is measured under both protocols; empty measures nothing."""
-    select_by: str = "last"
-    """Which state of the stages 3 is exported: the last, or the best by generation, loglikelihood or kl."""
+    """Suite on which the student is measured; empty measures nothing."""
+    select_by: Literal["last", "generation", "loglikelihood", "kl"] = "last"
+    """Which state of the stages 3 is exported: the last, or the best by a rung's score or by KL to the teacher."""
     history: str = ""
-    """What a reader of the cards should know of how the recipe came about."""
+    """How the recipe came about, for readers of the cards."""
 
     def __post_init__(self) -> None:
-        _one_of(self.select_by, ("last", "generation", "loglikelihood", "kl"), "select_by")
-        if self.select_by in ("generation", "loglikelihood") and not self.suite:
-            raise UsageError(f"select_by {self.select_by} needs a suite to measure on", mend="--set suite=miniature")
+        if self.select_by in RUNGS and not self.suite:
+            raise UsageError(
+                f"select_by {self.select_by} needs a suite to measure on",
+                found="no suite",
+                mend="--set suite=miniature",
+            )
         for stage in self.stages:
             for source in (stage.data,) if isinstance(stage.data, str) else stage.data:
                 if source not in self.data:
@@ -267,19 +313,34 @@ class Recipe:
                         f"stage '{stage.name}' reads data '{source}', which the recipe does not have"
                         + nearest(source, self.data),
                         found=f"data: {', '.join(self.data)}",
+                        mend=f"--set {stage.name}.data={next(iter(self.data), 'NAME')}",
                     )
+        self._check_order()
+
+    def _check_order(self) -> None:
+        """Raises UsageError for stages that do not follow each other, or do not fit the teacher."""
         kinds = [stage.kind for stage in self.stages]
+        names = [stage.name for stage in self.stages]
+        found = "stages: " + ", ".join(f"{name} ({kind})" for name, kind in zip(names, kinds, strict=True))
+        if not kinds:
+            raise UsageError(
+                "a recipe has at least one stage", found="stages: none", mend="stages: [{name: ..., kind: ...}]"
+            )
         if kinds != sorted(kinds, key=KINDS.index):
-            raise UsageError(f"a recipe's stages must follow the order {', '.join(KINDS)}", found=", ".join(kinds))
+            order = ", ".join(KINDS)
+            raise UsageError(
+                f"a recipe's stages must follow the order {order}", found=found, mend="put them in that order"
+            )
         if ("pretrain" in kinds) != isinstance(self.teacher, TeacherConfig):
             raise UsageError(
-                "a teacher from scratch needs a stage of kind pretrain, a checkpoint none", found=", ".join(kinds)
+                "a teacher from scratch needs a stage of kind pretrain, a checkpoint none",
+                found=found,
+                mend="teacher: {layers: ...} with such a stage, or teacher: CHECKPOINT without",
             )
         if {"3"} & set(kinds) and {"3a", "3b"} & set(kinds):
-            raise UsageError("stage 3 combines 3a and 3b: have it or them", found=", ".join(kinds))
-        names = [stage.name for stage in self.stages]
+            raise UsageError("stage 3 combines 3a and 3b: have it or them", found=found, mend="--set stage3=null")
         if len(set(names)) != len(names):
-            raise UsageError("stages must have different names", found=", ".join(names))
+            raise UsageError("stages must have different names", found=found, mend="name: ...")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the file."""

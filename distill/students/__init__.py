@@ -1,1 +1,1 @@
-"""Student architectures: a Qwen3-style stack whose layers keep softmax attention or have a mixer in its place."""
+"""Student architectures: a Qwen3-style stack; each layer has softmax attention or a mixer."""

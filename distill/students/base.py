@@ -1,10 +1,11 @@
-"""What all mixers share: configuration, state, padding; and what the recurrent ones share besides.
+"""What all mixers share (configuration, state, padding), and what recurrent mixers share besides.
 
-A mixer stands where softmax attention stood: [batch, time, hidden_size] in and out, and a state of fixed size that takes
-it from token to token. Recurrent mixers follow GenDistill (arXiv 2603.26556, section 3, appendix C): key/value heads
-repeated after the convolution (GQA kept), no activation after the convolution, an output gate that starts open, no rotary
-positions. Convolution, recurrence and state are float32, under autocast too.
-Knows nothing of layers, caches or stages, nor which mixers there are.
+A mixer replaces softmax attention: [batch, time, hidden_size] in and out, with a state of fixed size between tokens.
+Recurrent mixers follow GenDistill (arXiv 2603.26556, section 3, appendix C): key/value heads are repeated after the
+convolution (GQA kept), no activation after the convolution, an output gate that starts open, no rotary positions.
+Convolution, recurrence and state are float32, under autocast too.
+
+A new mixer is a subclass in a file beside this one and one row in `hybrid.MIXERS`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from distill.students.fla import delta, linear
 from distill.students.recurrence import recurrent_delta, recurrent_linear
 
 SILU_ONE = 1.2784645427610738
-"""SiLU(SILU_ONE) = 1: the bias at which a SiLU gate lets everything through unchanged."""
+"""SiLU(SILU_ONE) = 1: at this bias a SiLU gate multiplies by 1."""
 SIGMOID_OPEN = 4.0
-"""A sigmoid gate reaches 1 nowhere; here it is 0.982."""
+"""Bias of a sigmoid gate that starts open: sigmoid never reaches 1, here it is 0.982."""
 GATES: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "silu": (F.silu, SILU_ONE),
     "sigmoid": (torch.sigmoid, SIGMOID_OPEN),
 }
-"""Output gate -> its activation, and where it is open."""
+"""Output gate -> its activation, and the bias at which it is open."""
 CONV_SIZE = 4
-"""Tokens that the causal convolution sees, its own included."""
+"""Tokens that the causal convolution sees, the current one included."""
 STEP_RANGE = (1e-3, 0.1)
 RATE_RANGE = (1.0, 16.0)
 """Ranges of the initial time step and decay rate (Mamba2's, kept by Kimi Linear)."""
@@ -49,9 +50,9 @@ class MixerConfig(Qwen3Config):
     """Qwen3's configuration with the switches of the mixers; the defaults are GenDistill's."""
 
     qk_norm: bool = True
-    """RMS norm on queries and keys of softmax attention, as Qwen3 has it and Qwen2 and Llama have not."""
+    """RMS norm on queries and keys of softmax attention: Qwen3 has it, Qwen2 and Llama do not."""
     attention_output_bias: bool = False
-    """Bias on the output projection; `attention_bias` is that of queries, keys and values alone."""
+    """Bias on the output projection; `attention_bias` is for queries, keys and values alone."""
     output_gate: str = "silu"
     """Activation of the output gate: "silu", "sigmoid" or "none" (no gate)."""
     gate_identity: bool = True
@@ -69,7 +70,7 @@ class MixerConfig(Qwen3Config):
     chunk_size: int = 16
     """Tokens per chunk of the fast forms; changes speed, not results."""
     sliding_window: int | None = 1024
-    """Tokens that sliding-window attention sees, its own included."""
+    """Tokens that sliding-window attention sees, the current one included."""
     attention_sinks: int = 4
     """First tokens of a document that sliding-window attention always sees."""
 
@@ -79,16 +80,16 @@ class MixerConfig(Qwen3Config):
         self.sliding_window = window  # Qwen3 forgets it unless use_sliding_window, which is about softmax layers
 
     def validate_output_gate(self) -> None:
-        """Refuses a gate that is not there."""
+        """Raises ValueError for an unknown gate."""
         if self.output_gate not in (*GATES, "none"):
             raise ValueError(f"output_gate must be one of {', '.join(GATES)} or none, found {self.output_gate!r}")
 
 
 class Mixer(nn.Module):
-    """Padding and packing, done once for all; `mix` is what a mixer adds."""
+    """Base of all mixers: handles padding and packing; a subclass implements `mix`."""
 
     starts_as_attention = False
-    """Whether it has the teacher's attention tensors, all of them, and starts with their values."""
+    """Whether it has all tensors of the teacher's attention and starts with their values."""
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class Mixer(nn.Module):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim: int = config.head_dim
         self.naive = False
-        """Whether to compute by the definition, a loop over time, and not by the fast form."""
+        """Whether to compute by the definition, a loop over time, instead of the fast form."""
         width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
@@ -104,12 +105,12 @@ class Mixer(nn.Module):
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_output_bias)
 
     def initial_values(self) -> dict[str, Tensor]:
-        """Starting values of what does not start as a plain random matrix or a zero bias; draws from torch's generator."""
+        """Starting values of parameters other than random matrices and zero biases; draws from torch's generator."""
         return {}
 
     @abstractmethod
     def empty_state(self, batch: int, device: torch.device) -> Any:
-        """The state before the first token: a dataclass of tensors, the batch in front."""
+        """The state before the first token: a dataclass of tensors, batch first."""
 
     @abstractmethod
     def mix(
@@ -120,7 +121,10 @@ class Mixer(nn.Module):
         counts: Tensor | None,
         position_embeddings: Positions | None,
     ) -> tuple[Tensor, Any]:
-        """`counts` [batch]: real tokens per row, which come first; None when all are real."""
+        """x [batch, time, hidden_size] -> outputs of the same shape, and the new state.
+
+        `counts` [batch]: real tokens per row, which come first; None when all are real. Other arguments as in `forward`.
+        """
 
     def forward(
         self,
@@ -131,11 +135,11 @@ class Mixer(nn.Module):
         real: Tensor | None = None,
         position_embeddings: Positions | None = None,
     ) -> tuple[Tensor, Any]:
-        """x: [batch, time, hidden_size] -> the same shape, and the state after the last real token of each row.
+        """x [batch, time, hidden_size] -> the same shape, and the state after the last real token of each row.
 
-        `segments` [batch, time] numbers packed documents; `real` [batch, time] bool is False at padding, which may
-        stand anywhere, enters no state, and gets zeros. Not both at once (ValueError). Only sliding-window attention
-        uses `position_embeddings`.
+        `segments` [batch, time] numbers packed documents; `real` [batch, time] bool is False at padding, which may be
+        anywhere, enters no state, and gets zeros. Raises ValueError for both at once. Only sliding-window attention uses
+        `position_embeddings`.
         """
         state = self.empty_state(x.shape[0], x.device) if state is None else state
         if real is None:
@@ -154,19 +158,19 @@ class Mixer(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class RecurrentState:
-    """What a recurrent mixer carries from token to token, float32."""
+    """State of a recurrent mixer, float32."""
 
     conv: Tensor
-    """[batch, channels of q, k and v, CONV_SIZE - 1]: the last inputs of the convolution (no width without one)."""
+    """[batch, channels of q, k and v, CONV_SIZE - 1]: the convolution's last inputs (width 0 without a convolution)."""
     recurrent: Tensor
-    """[batch, heads, head_dim, head_dim]: keys by values."""
+    """[batch, heads, head_dim, head_dim]: keys x values."""
 
 
 def causal_convolution(x: Tensor, weight: Tensor, past: Tensor, segments: Tensor | None) -> Tensor:
-    """Depthwise causal convolution that does not look across documents.
+    """Depthwise causal convolution that does not look across documents; shaped as x.
 
-    x: [batch, time, channels]; weight: [channels, CONV_SIZE], the last column for the token itself; past: [batch,
-    channels, CONV_SIZE - 1], inputs before the first token (zeros at a start); segments: [batch, time] or None.
+    x: [batch, time, channels]; weight: [channels, CONV_SIZE], last column for the token itself; past: [batch, channels,
+    CONV_SIZE - 1], inputs before the first token (zeros at a start); segments: [batch, time] or None.
     """
     time, size = x.shape[1], weight.shape[1]
     extended = torch.cat((past.mT.to(x.dtype), x), 1)
@@ -181,18 +185,18 @@ def causal_convolution(x: Tensor, weight: Tensor, past: Tensor, segments: Tensor
 
 
 def initial_steps(parameter: Tensor) -> Tensor:
-    """Biases of a softplus, shaped as `parameter`, whose values are log-uniform in STEP_RANGE."""
+    """Biases, shaped as `parameter`, whose softplus is log-uniform in STEP_RANGE."""
     step = torch.empty_like(parameter, device="cpu").uniform_(*map(math.log, STEP_RANGE)).exp()
     return step + torch.log(-torch.expm1(-step))
 
 
 def initial_rates(parameter: Tensor) -> Tensor:
-    """Logs of decay rates, shaped as `parameter`, that are uniform in RATE_RANGE."""
+    """Logs of decay rates, shaped as `parameter`; the rates are uniform in RATE_RANGE."""
     return torch.empty_like(parameter, device="cpu").uniform_(*RATE_RANGE).log()
 
 
 class RecurrentMixer(Mixer):
-    """Projections, convolution, a recurrence, output gate; a mixer adds `recur` and `gate`."""
+    """Projections, convolution, recurrence, output gate; a subclass implements `recur` and `gate`."""
 
     unit_length = False
     """Whether `qk_l2norm` applies."""
@@ -214,15 +218,15 @@ class RecurrentMixer(Mixer):
     ) -> tuple[Tensor, Tensor]:
         """Outputs [batch, time, heads, head_dim] and the state after them.
 
-        q, k, v: the same shape, float32; k is zero at padding, where log decays must be too: [batch, time] `real`.
+        q, k, v: that shape, float32. `real` [batch, time] is False at padding: k is 0 there, and log decays must be.
         """
 
     @abstractmethod
     def gate(self, x: Tensor) -> Tensor:
-        """What the gate's activation is applied to, [batch, time, heads * head_dim]; not asked without a gate."""
+        """Input of the gate's activation, [batch, time, heads * head_dim]; not called when there is no gate."""
 
     def initial_values(self) -> dict[str, Tensor]:
-        """As in `Mixer`."""
+        """Starting values of this mixer's own parameters; see `Mixer.initial_values`."""
         values = {}
         if self.conv_weight is not None:
             weight = torch.empty_like(self.conv_weight, device="cpu")
@@ -236,7 +240,7 @@ class RecurrentMixer(Mixer):
         return values
 
     def gate_values(self, weight: str, bias: str) -> dict[str, Tensor]:
-        """Starting values that open the gate, for the gate's last projection; none where it need not start open."""
+        """Starting values of the gate's last projection that open it; empty where it need not start open."""
         if self.config.output_gate == "none" or not self.config.gate_identity:
             return {}
         _, opening = GATES[self.config.output_gate]
@@ -246,7 +250,7 @@ class RecurrentMixer(Mixer):
         }
 
     def empty_state(self, batch: int, device: torch.device) -> RecurrentState:
-        """As in `Mixer`."""
+        """The state before the first token; see `Mixer.empty_state`."""
         conv = torch.zeros((batch, sum(self.widths), self.past), device=device)
         return RecurrentState(conv, torch.zeros((batch, self.heads, self.head_dim, self.head_dim), device=device))
 
@@ -268,7 +272,7 @@ class RecurrentMixer(Mixer):
         counts: Tensor | None,
         position_embeddings: Positions | None,
     ) -> tuple[Tensor, RecurrentState]:
-        """As in `Mixer`."""
+        """x [batch, time, hidden_size] -> the same shape, and the new state; see `Mixer.mix`."""
         inputs = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1).float()
         q, k, v = (h.view(*x.shape[:2], -1, self.head_dim) for h in self._convolved(inputs, state.conv, segments))
         if self.unit_length and self.config.qk_l2norm:
@@ -289,7 +293,7 @@ class RecurrentMixer(Mixer):
         return inputs.split(self.widths, -1)
 
     def _last(self, inputs: Tensor, past: Tensor, counts: Tensor | None) -> Tensor:
-        """The inputs that the convolution of the next token needs."""
+        """The inputs that the next token's convolution needs."""
         if counts is None:
             tail = inputs[:, max(0, inputs.shape[1] - self.past) :].mT
             return torch.cat((past, tail), -1)[..., tail.shape[-1] :]

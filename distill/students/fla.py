@@ -1,7 +1,7 @@
-"""The one door to the recurrences: flash-linear-attention's kernels on CUDA where it is installed, else the chunked form.
+"""Chooses how to compute a recurrence: flash-linear-attention's kernels on CUDA where installed, else the chunked form.
 
-The kernels are those of fla 0.6 (Triton): `chunk_kda`, `chunk_gated_delta_rule`, `chunk_gla` and `chunk_simple_gla`. They want
-packed documents as one row with `cu_seqlens`, and a state for each document. Knows nothing of layers or caches.
+The kernels are fla 0.6's (Triton): `chunk_kda`, `chunk_gated_delta_rule`, `chunk_gla` and `chunk_simple_gla`. They need packed
+documents as one row with `cu_seqlens`, and a state for each document.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from distill.students.recurrence import (
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 MOST_KEYS = 256
-"""Key channels of a head that every kernel can take."""
+"""Most key channels of a head that every kernel accepts."""
 
 
 @functools.cache
 def installed_kernels() -> dict[str, Kernel]:
-    """fla's kernels by the recurrence and the gate they compute; empty where fla is not installed."""
+    """Recurrence and gate -> fla's kernel; empty where fla is not installed."""
     try:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
         from fla.ops.gla import chunk_gla
@@ -51,7 +51,7 @@ def _has_kernel(q: Tensor) -> bool:
 def run_kernel(
     kernel: Kernel, tensors: tuple[Tensor, ...], state: Tensor, segments: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """A kernel of fla's on q, k, v, g and what else it takes, [batch, time, ...] each; else as `delta`."""
+    """Runs one of fla's kernels. `tensors`: q, k, v, g and its further inputs, [batch, time, ...] each; results as `delta`."""
     options: dict[str, Any] = {"scale": 1.0, "output_final_state": True}
     if segments is None:
         return kernel(*tensors, initial_state=state, **options)
@@ -76,9 +76,9 @@ def linear(
     *,
     chunk: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence `linear`, shapes as in `recurrence.recurrent_linear`, by the fastest form for these tensors.
+    """The recurrence `linear` in the fastest form for these tensors; shapes as in `recurrence.recurrent_linear`.
 
-    Where a kernel runs, q, k and v may be bfloat16, and the outputs are then too.
+    Where a kernel runs, q, k and v may be bfloat16; the outputs are then bfloat16, too.
     """
     if q.shape[1] == 1:
         return recurrent_linear(q, k, v, g, state)
@@ -100,7 +100,7 @@ def delta(
     *,
     chunk: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence `delta`, shapes as in `recurrence.recurrent_delta`; else as `linear`."""
+    """The recurrence `delta` in the fastest form; shapes as in `recurrence.recurrent_delta`, types as in `linear`."""
     if q.shape[1] == 1:
         return recurrent_delta(q, k, v, g, beta, state)
     if not _has_kernel(q):

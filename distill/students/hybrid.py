@@ -1,15 +1,16 @@
-"""`plies_hybrid`: a stack of Qwen3's, Qwen2's or Llama's kind in which mixers stand in the place of some attention.
+"""`plies_hybrid`: a stack like Qwen3, Qwen2 or Llama in which mixers replace attention in some or all layers.
 
 Everything but the mixers is transformers' own code (5.x). Kept attention layers use RoPE, and QK norm and biases as the
 teacher does. Packed documents are marked as in transformers, by `position_ids` that restart and no attention mask, or by
-`cu_seqlens`; attention is then block-diagonal and mixers start anew. Generation uses `DynamicCache`, in which a mixer's
-layer is a `MixerCacheLayer`. `register` makes the Auto classes know the architecture.
+`cu_seqlens`; attention is then block-diagonal and mixers start anew at each document. Generation uses `DynamicCache`, with a
+`MixerCacheLayer` for each mixer. `register` tells transformers' Auto classes of the architecture.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,33 +28,35 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
 from distill.students.base import Mixer, MixerConfig
-from distill.students.gated_deltanet import GatedDeltaNet
-from distill.students.gla import GatedLinearAttention
-from distill.students.kda import KimiDeltaAttention
-from distill.students.mamba2 import Mamba2
-from distill.students.swa import SlidingWindowAttention
 
 ATTENTION, KDA = "full_attention", "kda"
-MIXERS: dict[str, type[Mixer]] = {
-    KDA: KimiDeltaAttention,
-    "gdn": GatedDeltaNet,
-    "gla": GatedLinearAttention,
-    "mamba2": Mamba2,
-    "swa": SlidingWindowAttention,
+MIXERS = {
+    KDA: "kda:KimiDeltaAttention",
+    "gdn": "gated_deltanet:GatedDeltaNet",
+    "gla": "gla:GatedLinearAttention",
+    "mamba2": "mamba2:Mamba2",
+    "swa": "swa:SlidingWindowAttention",
 }
-"""Layer type -> the mixer in that layer."""
+"""Layer type -> `module:class` of its mixer, the module beside this one. A new mixer is a file there and a row here."""
+
+
+def mixer_class(layer_type: str) -> type[Mixer]:
+    """The mixer of a layer type in MIXERS."""
+    module, _, name = MIXERS[layer_type].partition(":")
+    found: type[Mixer] = getattr(import_module(f".{module}", __package__), name)
+    return found
 
 
 @strict
 class HybridConfig(MixerConfig):
-    """`layer_types` has one of `full_attention` or MIXERS for each layer."""
+    """Configuration; `layer_types` has `full_attention` or a name in MIXERS for each layer."""
 
     model_type = "plies_hybrid"
 
     mlp_bias: bool = False
 
     def validate_layer_type(self) -> None:
-        """Refuses layer types other than ours, or a list of another length than the stack."""
+        """Raises ValueError for an unknown layer type, or a list of another length than the stack."""
         known = (ATTENTION, *MIXERS)
         if set(self.layer_types or ()) - set(known) or len(self.layer_types or ()) != self.num_hidden_layers:
             raise ValueError(
@@ -70,19 +73,19 @@ class MixerCacheLayer(CacheLayerMixin):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.state: Any = None
-        """A dataclass of tensors, the batch in front."""
+        """A dataclass of tensors, batch first."""
         self.seen = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare: the first update brings the state."""
 
     def update(self, state: Any, tokens: int) -> None:
-        """Takes the state after `tokens` more."""
+        """Replaces the state by the one after `tokens` more tokens."""
         self.state, self.is_initialized = state, True
         self.seen += tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Key length and offset as of a full attention layer that has seen the same tokens."""
+        """Key length and offset of a full attention layer that has seen the same tokens."""
         return self.seen + query_length, 0
 
     def get_seq_length(self) -> int:
@@ -98,15 +101,15 @@ class MixerCacheLayer(CacheLayerMixin):
         self.state, self.seen, self.is_initialized = None, 0, False
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps the rows `indices` of the batch, in that order, repeated where an index is repeated."""
+        """Keeps the batch rows `indices`, in that order; an index may repeat."""
         self._change(lambda tensor: tensor[indices])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows in the order of `beam_idx`."""
+        """Reorders the rows to `beam_idx`."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row `repeats` times in a row."""
+        """Repeats every row `repeats` times, copies next to each other."""
         self._change(lambda tensor: tensor.repeat_interleave(repeats, 0))
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -131,7 +134,7 @@ class KeptAttention(Qwen3Attention):
 
 
 class HybridDecoderLayer(GradientCheckpointingLayer):
-    """Norm, mixer, norm, MLP. The mixer is `self_attn` (softmax) or `mixer`."""
+    """Norm, `self_attn` (softmax) or `mixer`, norm, MLP."""
 
     def __init__(self, config: HybridConfig, layer_idx: int) -> None:
         super().__init__()
@@ -140,7 +143,7 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
         if self.layer_type == ATTENTION:
             self.self_attn = KeptAttention(config, layer_idx)
         else:
-            self.mixer = MIXERS[self.layer_type](config)
+            self.mixer = mixer_class(self.layer_type)(config)
         self.mlp = LlamaMLP(config)
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -155,7 +158,7 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> Tensor:
-        """hidden_states: [batch, time, hidden_size] -> the same."""
+        """hidden_states [batch, time, hidden_size] -> the same shape."""
         normed = self.input_layernorm(hidden_states)
         if self.layer_type == ATTENTION:
             mixed, _ = self.self_attn(
@@ -177,12 +180,12 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
 
 
 def positions_in(cu_seqlens: Tensor, places: Tensor) -> Tensor:
-    """For each of `places` its distance from the start of its document; document i is `cu_seqlens[i:i+2]`."""
+    """Distance of each place from the start of its document; document i spans `cu_seqlens[i:i+2]`."""
     return places - cu_seqlens[torch.searchsorted(cu_seqlens, places, right=True) - 1]
 
 
 class HybridPreTrainedModel(PreTrainedModel):
-    """What both classes below share with transformers."""
+    """What transformers needs to know of both classes below."""
 
     config_class = HybridConfig
     config: HybridConfig
@@ -225,7 +228,7 @@ class HybridModel(HybridPreTrainedModel):
         cu_seqlens: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """input_ids [batch, time] or inputs_embeds [batch, time, hidden_size] -> last_hidden_state, as the latter.
+        """input_ids [batch, time] or inputs_embeds [batch, time, hidden_size] -> last_hidden_state, shaped as the latter.
 
         `attention_mask` [batch, past + time] is 0 at padding (left, right or between). Packed documents need
         `use_cache=False`, as in transformers' own models; `cu_seqlens` [documents + 1], from 0 to time, says where they
@@ -274,7 +277,7 @@ class HybridModel(HybridPreTrainedModel):
 
 
 class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
-    """The language model: what `AutoModelForCausalLM` gives for a `plies_hybrid` checkpoint."""
+    """The language model that `AutoModelForCausalLM` loads from a `plies_hybrid` checkpoint."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
@@ -316,6 +319,6 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
 
 
 def register() -> None:
-    """Makes AutoConfig and AutoModelForCausalLM know `plies_hybrid`. Calling it again changes nothing."""
+    """Registers `plies_hybrid` with AutoConfig and AutoModelForCausalLM. Calling it again changes nothing."""
     AutoConfig.register(HybridConfig.model_type, HybridConfig, exist_ok=True)
     AutoModelForCausalLM.register(HybridConfig, HybridForCausalLM, exist_ok=True)

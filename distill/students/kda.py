@@ -1,11 +1,10 @@
-"""KDA: Kimi Delta Attention (arXiv 2510.26692), as GenDistill puts it in the place of softmax attention.
+"""KDA: Kimi Delta Attention (arXiv 2510.26692), as GenDistill uses it instead of softmax attention.
 
     S_t = (I - beta_t k_t k_t^T) Diag(exp g_t) S_{t-1} + beta_t k_t v_t^T        o_t = scale * S_t^T q_t
 
 with a log decay per key channel, g = -exp(A_log) * softplus(f_b(f_a x) + dt_bias), and low-rank decay and gate
-projections of rank head_dim. Departs from the publication as GenDistill does: no SiLU after the convolution, no output
-norm, SiLU instead of sigmoid in the gate. Its state: a `RecurrentState`.
-Knows nothing of padding, which `base.py` takes away.
+projections of rank head_dim. Differs from the publication as GenDistill does: no SiLU after the convolution, no output
+norm, SiLU instead of sigmoid in the gate.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class KimiDeltaAttention(RecurrentMixer):
             self.g_b = nn.Linear(self.head_dim, width, bias=True)
 
     def initial_values(self) -> dict[str, Tensor]:
-        """As in `Mixer`."""
+        """Starting values of this mixer's own parameters; see `Mixer.initial_values`."""
         return {
             **super().initial_values(),
             "dt_bias": initial_steps(self.dt_bias),
@@ -52,11 +51,11 @@ class KimiDeltaAttention(RecurrentMixer):
     def recur(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor, segments: Tensor | None, real: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As in `RecurrentMixer`."""
+        """The recurrence of this mixer; see `RecurrentMixer.recur`."""
         g, beta = self.log_decay(x), self.b_proj(x).float().sigmoid()
         g = g if real is None else g * real[..., None, None]
         return self.run_delta(q, k, v, g, beta, state, segments)
 
     def gate(self, x: Tensor) -> Tensor:
-        """As in `RecurrentMixer`."""
+        """Input of the gate's activation; see `RecurrentMixer.gate`."""
         return self.g_b(self.g_a(x))

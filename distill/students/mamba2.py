@@ -1,14 +1,13 @@
-"""Mamba2 (arXiv 2405.21060) in the place of softmax attention, in MambaInLlama's layout (arXiv 2408.15237).
+"""Mamba2 (arXiv 2405.21060) instead of softmax attention, in MambaInLlama's layout (arXiv 2408.15237).
 
     S_t = exp(g_t) S_{t-1} + k_t (dt_t v_t)^T        o_t = S_t^T q_t + D v_t        g = -exp(A_log) dt
 
-with one decay per head and a step dt = softplus(dt_proj x + dt_bias). What Mamba2 calls C, B and x are here q, k and v, so
-that they start from, and are trained as, the teacher's projections of that name; its joint input projection is split
-accordingly. Queries and keys are neither normalised nor scaled, there is a bias in the convolution, no activation after it
-and no norm after the recurrence; D starts at 0 (Phi-Mamba, arXiv 2408.10189).
-The gate, z, has no bias: where it starts open, a constant is added to z and z_proj starts at 0. So the parameters of
-Qwen3-0.6B with 7 layers kept are the 640,859,888 of GenDistill's 641M. Its state: a `RecurrentState`.
-Knows nothing of padding, which `base.py` takes away.
+with one decay per head and a step dt = softplus(dt_proj x + dt_bias). Mamba2's C, B and x are called q, k and v here, so that
+they start from the teacher's projections and belong to their groups; its joint input projection is split accordingly.
+Queries and keys are neither normalised nor scaled; the convolution has a bias and no activation after it; no norm follows
+the recurrence; D starts at 0 (Phi-Mamba, arXiv 2408.10189).
+The gate z has no bias: where it starts open, a constant is added to z and z_proj starts at 0. So a student of Qwen3-0.6B with
+7 layers kept has 640,859,888 parameters, GenDistill's 641M.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Mamba2(RecurrentMixer):
             self.shift = GATES[config.output_gate][1] if config.gate_identity else 0.0
 
     def initial_values(self) -> dict[str, Tensor]:
-        """As in `Mixer`."""
+        """Starting values of this mixer's own parameters; see `Mixer.initial_values`."""
         values = {
             **super().initial_values(),
             "dt_bias": initial_steps(self.dt_bias),
@@ -52,7 +51,7 @@ class Mamba2(RecurrentMixer):
     def recur(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor, segments: Tensor | None, real: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As in `RecurrentMixer`."""
+        """The recurrence of this mixer; see `RecurrentMixer.recur`."""
         step = F.softplus(self.dt_proj(x).float() + self.dt_bias.float())
         g = -self.A_log.float().exp() * step
         g = g if real is None else g * real[..., None]
@@ -60,5 +59,5 @@ class Mamba2(RecurrentMixer):
         return o + self.D.float()[:, None] * v, state
 
     def gate(self, x: Tensor) -> Tensor:
-        """As in `RecurrentMixer`."""
+        """Input of the gate's activation; see `RecurrentMixer.gate`."""
         return self.z_proj(x) + self.shift

@@ -1,4 +1,4 @@
-"""The two linear recurrences that mixers are made of, each as a loop over time and as a fast form in chunks.
+"""The two linear recurrences of the mixers, each as a loop over time and as a fast form in chunks.
 
     delta    S_t = (I - beta_t k_t k_t^T) Diag(exp g_t) S_{t-1} + beta_t k_t v_t^T        o_t = S_t^T q_t
     linear   S_t = Diag(exp g_t) S_{t-1} + k_t v_t^T                                      o_t = S_t^T q_t
@@ -6,11 +6,10 @@
 With a log decay per key channel (g [batch, time, heads, keys]) delta is KDA (arXiv 2510.26692) and linear GLA (2312.06635);
 with one per head (g [batch, time, heads, 1]) they are Gated DeltaNet (2412.06464) and Mamba2's SSD (2405.21060).
 
-The loops are the definition. The fast forms cut time into chunks and join tokens within a chunk two by two, four by four ...:
-a decay between two tokens is the product of the decays to and from the border between them (GLA's secondary chunking,
-taken to its end), and so never above 1: no gate, however strong, can overflow, nothing is divided, and a document begins
-where a decay is 0. Memory is linear in time.
-Everything is float32 or float64, nothing is scaled. Knows nothing of layers, kernels or caches.
+The loops are the definition. The fast forms cut time into chunks and join the tokens of a chunk two by two, four by four ...:
+the decay between two tokens is the product of the decays to and from the border between them (GLA's secondary chunking,
+applied down to single tokens). It is never above 1, so no gate can overflow and nothing is divided; a document begins where
+a decay is 0. Memory is linear in time. Everything is float32 or float64; nothing is scaled.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_TOKENS = 16
-"""Tokens per chunk of the fast forms, rounded up to a power of two; changes speed and memory, not results."""
+"""Tokens per chunk of the fast forms, rounded up to a power of two. Changes speed and memory, not results."""
 
 
 def recurrent_linear(
@@ -57,7 +56,7 @@ def recurrent_delta(
 
 
 def _decayed(state: Tensor, g: Tensor, segments: Tensor | None, t: int) -> Tensor:
-    """The state as token t finds it."""
+    """The state just before token t."""
     if segments is not None and t > 0:
         state = state * (segments[:, t] == segments[:, t - 1])[:, None, None, None].to(state.dtype)
     return state * g[:, t].exp()[..., None]
@@ -71,10 +70,10 @@ def _pairs(x: Tensor, dim: int) -> Tensor:
 def _joined(rows: Tensor, keys: Tensor, decay: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """Products of rows with every earlier key of their chunk, decayed by what lies between.
 
-    rows: [..., chunk, n, width], n of them for each token; keys: [..., chunk, width]; decay, in [0, 1]: as keys or
-    [..., chunk, 1]. Blocks of one token are joined into blocks of two, these into blocks of four, until they are chunks.
-    Returns for each size of block that was joined the products of right blocks with left ones [..., pairs, size, n, size];
-    the rows, decayed from before the chunk; the keys, decayed to its end; the decay of all of it [..., 1, width or 1].
+    rows: [..., chunk, n, width], n per token; keys: [..., chunk, width]; decay, in [0, 1]: as keys or [..., chunk, 1].
+    Blocks of one token are joined into blocks of two, these into blocks of four, until a block is the chunk.
+    Returns, for each size of the joined blocks, the products of right blocks with left ones [..., pairs, size, n, size];
+    the rows, decayed from the chunk's start; the keys, decayed to its end; the chunk's whole decay [..., 1, width or 1].
     """
     total = decay[..., None, :]
     rows, keys = (rows * total)[..., None, :, :], keys[..., None, :]
@@ -91,9 +90,9 @@ def _joined(rows: Tensor, keys: Tensor, decay: Tensor) -> tuple[list[Tensor], Te
 
 
 def _triangle(diagonal: Tensor, corners: list[Tensor], *, inverted: bool = False) -> Tensor:
-    """The lower triangular matrix, or with a diagonal of ones its inverse, of given diagonal and off-diagonal blocks.
+    """The lower triangular matrix [..., chunk, chunk] of a diagonal and off-diagonal blocks, or its inverse.
 
-    diagonal: [..., chunk]; corners: [..., pairs, size, size] for each size. Returns [..., chunk, chunk].
+    diagonal: [..., chunk], of ones for the inverse; corners: [..., pairs, size, size] for each block size.
     """
     blocks = diagonal[..., None, None]
     for corner in corners:
@@ -113,7 +112,7 @@ def _chunked(
     segments: Tensor | None,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Either recurrence; without `beta` it is `linear`. What a token writes is its value, less what delta erases:
+    """Both recurrences: `delta` with `beta`, `linear` without. A token writes its value, minus what delta erases:
 
     written = v - (rows of beta * k) S - tril(beta k k^T) written,     outputs = (rows of q) S + tril(q k^T) written
     """
@@ -140,7 +139,7 @@ def _chunked(
         ones = torch.ones_like(k[..., 0])
         erasing = _triangle(ones, [product[..., 1, :] for product in products], inverted=True).unbind(1)
 
-    # unbind: indexing chunk by chunk would cost the backward pass a tensor of all chunks for each
+    # unbind: with indexing, the backward pass would make a tensor of all chunks for each chunk
     by_chunk = [x.unbind(1) for x in (rows.flatten(2, 3), keys.mT, total.mT, v, weights)]
     outputs, state = [], state.flatten(0, 1)
     for rows_n, keys_n, total_n, written, weights_n, erasing_n in zip(*by_chunk, erasing, strict=False):
@@ -163,7 +162,7 @@ def chunked_linear(
     *,
     chunk: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent_linear`, `chunk` tokens at a time; any time length."""
+    """`recurrent_linear` computed `chunk` tokens at a time; any time length."""
     return _chunked(q, k, v, g, None, state, segments, chunk)
 
 
@@ -178,5 +177,5 @@ def chunked_delta(
     *,
     chunk: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `recurrent_delta`, `chunk` tokens at a time; any time length."""
+    """`recurrent_delta` computed `chunk` tokens at a time; any time length."""
     return _chunked(q, k, v, g, beta, state, segments, chunk)

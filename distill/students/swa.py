@@ -1,10 +1,9 @@
 """SWA: softmax attention over a sliding window and the first tokens of the document (sinks, arXiv 2309.17453).
 
 A token attends to the `sliding_window` tokens that end with itself and to the first `attention_sinks` of its document.
-All else is the teacher's attention: projections, QK norm, rotary positions (the true ones, also of sinks), so that nothing
-differs while a document is no longer than the window. Its state: a `WindowState`, of one size from the first token on.
-Attention is torch's scaled_dot_product_attention whatever the model's `attn_implementation` says of its kept layers.
-Knows nothing of padding, which `base.py` takes away.
+Everything else is the teacher's attention: projections, QK norm, rotary positions (the true ones, also for sinks), so nothing
+differs while a document is no longer than the window. Its state, a `WindowState`, has one size from the first token on.
+Attention is torch's scaled_dot_product_attention, whatever the model's `attn_implementation` is for its kept layers.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from distill.students.base import Mixer, MixerConfig, Positions
 
 @dataclass(frozen=True, slots=True)
 class WindowState:
-    """Keys and values of the sinks, then of the window, its last token last; what no token has filled yet is anything."""
+    """Keys and values of the sinks, then of the window, its last token last; slots not filled yet may hold anything."""
 
     keys: Tensor
-    """[batch, kv_heads, sinks + window, head_dim], rotated; no slots at all before the first token."""
+    """[batch, kv_heads, sinks + window, head_dim], rotated; before the first token there are no slots."""
     values: Tensor
     seen: Tensor
     """[batch, 1] int64: tokens of the document so far."""
@@ -45,7 +44,7 @@ class SlidingWindowAttention(Mixer):
         self.k_norm = Qwen3RMSNorm(self.head_dim, eps=config.rms_norm_eps) if norm else nn.Identity()
 
     def empty_state(self, batch: int, device: torch.device) -> WindowState:
-        """As in `Mixer`."""
+        """The state before the first token; see `Mixer.empty_state`."""
         none = torch.zeros((batch, self.kv_heads, 0, self.head_dim), device=device, dtype=self.k_proj.weight.dtype)
         return WindowState(none, none, torch.zeros((batch, 1), dtype=torch.int64, device=device))
 
@@ -57,7 +56,7 @@ class SlidingWindowAttention(Mixer):
         counts: Tensor | None,
         position_embeddings: Positions | None,
     ) -> tuple[Tensor, WindowState]:
-        """As in `Mixer`. Raises ValueError without position embeddings."""
+        """See `Mixer.mix`. Raises ValueError without position embeddings."""
         if position_embeddings is None:
             raise ValueError("sliding-window attention needs position embeddings")
         batch, time, _ = x.shape
@@ -71,7 +70,7 @@ class SlidingWindowAttention(Mixer):
     def _at_once(
         self, q: Tensor, k: Tensor, v: Tensor, state: WindowState, segments: Tensor | None, counts: Tensor | None
     ) -> tuple[Tensor, WindowState]:
-        """Block by block of queries, each with the sinks of its first document and the keys of its window: linear in time."""
+        """Queries in blocks, each with the sinks of its first document and the keys of its window: linear in time."""
         places, old = self._places(state.seen, q.shape[2], segments), self._slot_places(state)
         keys, values = torch.cat((state.keys.to(k), k), 2), torch.cat((state.values.to(v), v), 2)
         of_keys, of_documents = torch.cat((old, places), 1), None
@@ -93,10 +92,10 @@ class SlidingWindowAttention(Mixer):
         return torch.cat(outputs, 2), self._kept(state, keys, values, places[:, -1:], length)
 
     def _within_reach(self, block: slice, places: Tensor, old: int) -> tuple[Tensor, Tensor]:
-        """Which of the state's slots and the columns after them a block of queries may see, [batch, n] int64.
+        """The keys that a block of queries may see, as indices [batch, n] into the state's slots and the columns after them.
 
-        And whether each counts, [batch, n] bool: a sink that lies in the block's window as well is there twice. Sinks are
-        those of the block's first document; a later one's begin inside the block.
+        And whether each counts, [batch, n] bool: a sink that also lies in the block's window stands there twice. The sinks
+        are those of the block's first document; those of later documents lie inside the block.
         """
         begin = max(0, old + block.start - self.window + 1)
         window = torch.arange(begin, old + block.stop, device=places.device).expand(len(places), -1)
@@ -108,7 +107,7 @@ class SlidingWindowAttention(Mixer):
     def _token_by_token(
         self, q: Tensor, k: Tensor, v: Tensor, state: WindowState, segments: Tensor | None, counts: Tensor | None
     ) -> tuple[Tensor, WindowState]:
-        """The definition: each token enters the state, then attends to all that is in it."""
+        """The definition: each token enters the state, then attends to everything in it."""
         outputs = []
         for t in range(q.shape[2]):
             if segments is not None and t > 0:
@@ -129,7 +128,7 @@ class SlidingWindowAttention(Mixer):
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[:, None], scale=self.head_dim**-0.5)
 
     def _places(self, seen: Tensor, time: int, segments: Tensor | None) -> Tensor:
-        """Place of each new token in its document, [batch, time]; the first document goes on from the state."""
+        """Place of each new token in its document, [batch, time]; the first document continues from the state."""
         index = torch.arange(time, device=seen.device).expand(len(seen), -1)
         if segments is None:
             return seen + index
@@ -138,7 +137,7 @@ class SlidingWindowAttention(Mixer):
         return index - start + seen * (segments == segments[:, :1])
 
     def _slot_places(self, state: WindowState) -> Tensor:
-        """Place of the token in each slot of a state, [batch, slots]; -1 where there is none."""
+        """Place in its document of the token in each slot, [batch, slots]; -1 for an empty slot."""
         if not state.keys.shape[2]:
             return state.seen.new_zeros(len(state.seen), 0)
         sinks = torch.arange(self.sinks, device=state.seen.device)
@@ -147,9 +146,9 @@ class SlidingWindowAttention(Mixer):
         return torch.cat(filled, 1)
 
     def _kept(self, state: WindowState, keys: Tensor, values: Tensor, last: Tensor, length: Tensor) -> WindowState:
-        """The state of documents of `length` [batch, 1] tokens, out of the old slots and the new tokens after them.
+        """The state after `length` [batch, 1] tokens of the document, from the old slots and the new tokens after them.
 
-        `last` [batch, 1]: the place of the last column, which may be padding.
+        `last` [batch, 1]: place of the last column, which may be padding.
         """
         slots = torch.arange(self.window, device=keys.device) + length - self.window
         sinks = torch.arange(self.sinks, device=keys.device).expand(len(slots), -1)

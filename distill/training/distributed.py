@@ -1,9 +1,9 @@
-"""One optimiser step over several processes: each takes its share of the rows, gradients are added up.
+"""One optimiser step over several processes: each takes its share of the rows, gradients are summed.
 
-Started by `torchrun`, whose environment (RANK, WORLD_SIZE, LOCAL_RANK) says who is who, on one machine or many. Every process
-makes the same global batch, so the weight that a loss is divided by needs no exchange, and a sum of gradients is the
+`torchrun` starts the processes, on one machine or many; its environment (RANK, WORLD_SIZE, LOCAL_RANK) numbers them. Every
+process makes the same global batch, so the weight that divides a loss needs no exchange, and the sum of gradients is the
 gradient. By default every process holds the whole model (as DDP does); `shard` spreads weights and optimiser states with
-FSDP2. Without torchrun everything here is a no-op. Knows nothing of losses, optimisers or files.
+FSDP2. Without torchrun everything here is a no-op.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from perplexity_lies.errors import UsageError
 
 @contextmanager
 def processes(device: str) -> Iterator[str]:
-    """Joins torchrun's processes, if this is one of them, and leaves them at the end; yields this process's device."""
+    """Joins torchrun's processes if this is one of them, leaves them at the end; yields this process's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
@@ -36,7 +36,7 @@ def processes(device: str) -> Iterator[str]:
     if on_gpu:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    # The others wait while the first measures under both protocols, for longer than the ten minutes that NCCL would.
+    # The others wait while the first process measures, for longer than the ten minutes that NCCL would.
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=1))
     try:
         yield device
@@ -65,7 +65,11 @@ def own_rows(batch: Batch) -> Batch:
     number, count = world()
     rows = len(batch.input_ids)
     if rows % count:
-        raise UsageError(f"{rows} rows cannot be shared by {count} processes", mend="make rows a multiple of them")
+        raise UsageError(
+            f"{rows} rows cannot be shared by {count} processes",
+            found=f"{rows % count} rows left over",
+            mend=f"--set defaults.rows={rows - rows % count or count}",
+        )
     return batch.rows(number * rows // count, (number + 1) * rows // count)
 
 
@@ -77,7 +81,7 @@ def added_up(value: Tensor) -> Tensor:
 
 
 def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sums gradients over all processes; FSDP2 has done so for those in shards."""
+    """Sums gradients over all processes; FSDP2 has already done so for sharded parameters."""
     for parameter in parameters:
         if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
             added_up(parameter.grad)
@@ -91,12 +95,12 @@ def is_sharded(model: nn.Module) -> bool:
 def shard(model: PreTrainedModel) -> None:
     """Spreads a model over all processes in place (FSDP2), layer by layer; gradients are summed, not averaged.
 
-    Every process must hold the same weights before. Only the end-to-end stages run on it: alignment calls mixers alone.
+    Every process must hold the same weights before. Only stages 3 can run on it: stages 1 and 2 call mixers by themselves.
     """
     mesh = init_device_mesh(model.device.type, (world()[1],))
     head, inner = model.get_output_embeddings(), model.model
     tied = head.weight is model.get_input_embeddings().weight
-    # Left to itself the root stays whole after a pass without gradients, and an optimiser would then hold the wrong tensors.
+    # By default the root stays whole after a pass without gradients, and an optimiser would then hold the wrong tensors.
     always: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": True}
     for layer in inner.layers:
         fully_shard(layer, **always)

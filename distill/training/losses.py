@@ -1,11 +1,12 @@
-"""Losses between a vocabulary's worth of logits, without ever holding the logits: rows in chunks, gradients on the way.
+"""KL and cross-entropy over a large vocabulary in little memory: logits are made for a chunk of rows at a time.
 
-Forward KL(teacher || student) with temperature (Hinton et al. 2015: times temperature squared), optionally on the teacher's
-K likeliest tokens renormalised (GenDistill, arXiv 2603.26556, appendix E: it is the target that is made sparse, the student
-keeps its whole softmax), optionally mixed with cross-entropy; and cross-entropy alone. For each chunk of rows the logits are
-made, used and let go: the gradient with respect to the hidden states is ready when the forward pass ends, and the head's is
-accumulated only where the head is trained. Sums over rows, in nats. Knows nothing of models, batches or masks: the caller
-selects the rows.
+    chunked_kl(hidden_s, head_s, hidden_t, head_t, weights)    sum over rows of weight * KL(teacher || student), nats
+    chunked_ce(hidden, head, targets, weights)                 sum over rows of weight * cross-entropy, nats
+
+KL has a temperature (Hinton et al. 2015: times temperature squared). Optionally the target is sparse: the teacher's K
+likeliest tokens, renormalised, against the student's whole softmax (GenDistill, arXiv 2603.26556, appendix E). Optionally it
+is mixed with cross-entropy. Each chunk's logits are made, used and freed within the forward pass, which also computes the
+gradients: that of the hidden states always, that of the head only where the head is trained. The caller selects the rows.
 """
 
 from __future__ import annotations
@@ -18,35 +19,35 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
-"""Most of one [chunk, vocabulary] tensor of float32; teacher's and student's are alive at a time."""
+"""Largest float32 tensor [chunk, vocabulary]; two are alive at a time, the teacher's and the student's."""
 BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**29}
-"""The same of a block of a chunk's rows, on which softmaxes are made with one more: on a CPU, what stays in its cache."""
+"""Bytes of one row block inside a chunk, on which softmaxes are computed; on a CPU this must fit the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What is summed: (1 - ce_weight) * KL + ce_weight * cross-entropy."""
+    """The loss of a row: (1 - ce_weight) * KL + ce_weight * cross-entropy."""
 
     temperature: float
     top_k: int
     ce_weight: float
     dtype: torch.dtype
-    """Of the matrix products."""
+    """Type of the matrix products."""
 
 
 def rows_within(budget: dict[str, int], vocabulary: int, device: torch.device) -> int:
-    """Rows of float32 logits that the budget allows on this kind of device: whole 32s where it can be, at least one."""
+    """Rows of float32 logits that fit the budget of this kind of device: a multiple of 32 if possible, at least one."""
     rows = budget.get(device.type, budget["cuda"]) // (4 * vocabulary)
     return rows // 32 * 32 or max(1, rows)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """Over the last dimension, in place."""
+    """Log-softmax over the last dimension, in place."""
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float, top_k: int) -> Tensor:
-    """KL of each row times temperature squared; turns the student's logits into its slope and uses the teacher's up."""
+    """KL of each row times temperature squared. In place: `student` becomes the gradient, `teacher` is overwritten."""
     if 0 < top_k < teacher.shape[1]:
         kept = teacher.topk(top_k)
         teacher.fill_(-torch.inf).scatter_(1, kept.indices, kept.values)
@@ -60,7 +61,7 @@ def _divergence(student: Tensor, teacher: Tensor, temperature: float, top_k: int
 
 
 def _cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each row; turns the logits into its slope."""
+    """Cross-entropy of each row. In place: `student` becomes the gradient."""
     log_q, target = _log_softmax(student), targets[:, None]
     loss = -log_q.gather(1, target)[:, 0]
     log_q.exp_().scatter_add_(1, target, torch.full_like(target, -1.0, dtype=log_q.dtype))
@@ -68,9 +69,9 @@ def _cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
 
 
 def _rows_loss(student: Tensor, teacher: Tensor | None, targets: Tensor | None, form: _Form) -> Tensor:
-    """Loss [rows]; turns the student's logits [rows, vocabulary] into its slope and uses the teacher's up."""
+    """Loss [rows] of logits [rows, vocabulary]. In place: `student` becomes the gradient, `teacher` is overwritten."""
     if teacher is None:
-        assert targets is not None  # chunked_ce asks for them
+        assert targets is not None  # chunked_ce requires them
         return _cross_entropy(student, targets)
     if targets is None or form.ce_weight == 0:
         return _divergence(student, teacher, form.temperature, form.top_k)
@@ -82,7 +83,7 @@ def _rows_loss(student: Tensor, teacher: Tensor | None, targets: Tensor | None, 
 
 
 def _logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """[rows, vocabulary], at least float32; the product is made in the head's type."""
+    """Logits [rows, vocabulary], at least float32; the product is computed in the head's type."""
     return (hidden.to(head.dtype) @ head.mT).to(torch.promote_types(head.dtype, torch.float32))
 
 
@@ -91,7 +92,7 @@ def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The weighted sum over rows; its gradients are made in the forward pass."""
+    """The weighted sum over rows; the forward pass computes the gradients, too."""
 
     @staticmethod
     def forward(
@@ -105,7 +106,7 @@ class _ChunkedLoss(torch.autograd.Function):
         chunk_rows: int,
         trains: tuple[bool, bool],
     ) -> Tensor:
-        """`teacher`: its hidden states and head. `trains`: whether the student's get a gradient."""
+        """`teacher`: its hidden states and head. `trains`: whether the student's hidden states and head get a gradient."""
         exact = torch.promote_types(form.dtype, torch.float32)
         weights, own = weights.to(exact), head.to(form.dtype)
         other = None if teacher is None else (teacher[0], teacher[1].to(form.dtype))
@@ -115,7 +116,7 @@ class _ChunkedLoss(torch.autograd.Function):
         block = rows_within(BLOCK_BYTES, len(head), hidden.device)
 
         def add(chunk: slice) -> None:
-            """Adds a chunk of rows; its logits are gone when this returns."""
+            """Adds a chunk of rows; its logits are freed on return."""
             z_s = _logits(hidden[chunk], own)
             z_t = None if other is None else _logits(other[0][chunk], other[1])
             w, wanted = weights[chunk], _part(targets, chunk)
@@ -136,7 +137,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        """Scales what the forward pass has made."""
+        """Scales the gradients that the forward pass computed."""
         grads = [None if saved is None else saved * grad_outputs[0].to(saved.dtype) for saved in ctx.saved_tensors]
         return *grads, *[None] * 6
 
@@ -160,7 +161,7 @@ def _summed(
 
 
 def chunked_ce(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, *, chunk_rows: int = 0) -> Tensor:
-    """Sum of `weights` [n] times cross-entropy with `targets` [n] (int64), nats; the rest as in `chunked_kl`."""
+    """Sum of `weights` [n] times cross-entropy with `targets` [n] (int64), nats; other arguments as in `chunked_kl`."""
     return _summed(hidden, head, None, weights, targets, chunk_rows, temperature=1.0, top_k=0, ce_weight=1.0)
 
 
@@ -179,10 +180,10 @@ def chunked_kl(
 ) -> Tensor:
     """Sum of `weights` [n] times (1 - ce_weight) * temperature^2 * KL(teacher || student) + ce_weight * cross-entropy, nats.
 
-    hidden_s: [n, d], head_s: [vocabulary, d]; the teacher's likewise, with a width of its own. The teacher gets no gradient,
-    `head_s` one only if it requires it (accumulated in float32). `top_k` 0 is the whole vocabulary. `chunk_rows` 0
-    chooses rows that fill CHUNK_BYTES. Matrix products are in autocast's type where it is on; softmax and sums at least
-    in float32. Raises ValueError for a `ce_weight` without `targets` [n] (int64).
+    hidden_s: [n, d], head_s: [vocabulary, d]; the teacher's likewise, with its own d. The teacher gets no gradient, `head_s`
+    only if it requires one (accumulated in float32). `top_k` 0 = whole vocabulary; `chunk_rows` 0 = as many as fit
+    CHUNK_BYTES. Matrix products are in autocast's type where autocast is on; softmax and sums at least in float32. Raises
+    ValueError for a `ce_weight` without `targets` [n] (int64).
     """
     if ce_weight and targets is None:
         raise ValueError("a weight for cross-entropy needs targets")

@@ -1,6 +1,6 @@
-"""What a stage says of itself while it runs: a progress bar, a JSON line every few steps, TensorBoard or W&B on request.
+"""What a stage reports while it runs: a progress bar, a JSON line every few steps, TensorBoard or W&B on request.
 
-Only the first process says anything. Knows nothing of what the numbers mean.
+Only the first process reports.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill.training.distributed import is_first
 from perplexity_lies.errors import MissingError, UsageError, nearest
+from perplexity_lies.files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 Log = Callable[[dict[str, float]], None]
@@ -35,10 +36,10 @@ def make_progress() -> Progress:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Cuts off the lines of steps after the saved state, and a line that a kill left half written."""
+    """Drops the lines of steps after `step`, and a line that a kill left half written."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def _jsonl(directory: Path, step: int) -> Iterator[Log]:
 
 @contextmanager
 def _tensorboard(directory: Path, step: int) -> Iterator[Log]:
-    """TensorBoard's own writer; what was logged after `step` is purged."""
+    """TensorBoard's own writer; purges what was logged after `step`."""
     with import_module("torch.utils.tensorboard").SummaryWriter(str(directory), purge_step=step) as writer:
 
         def log(line: dict[str, float]) -> None:
@@ -64,7 +65,7 @@ def _tensorboard(directory: Path, step: int) -> Iterator[Log]:
 
 @contextmanager
 def _wandb(directory: Path, step: int) -> Iterator[Log]:
-    """W&B's own run, continued under the same id."""
+    """W&B's own run; continues under the same id."""
     with import_module("wandb").init(dir=directory, id=directory.name, name=directory.name, resume="allow") as run:
         yield lambda line: run.log(line, step=int(line["step"]))
 
@@ -72,20 +73,30 @@ def _wandb(directory: Path, step: int) -> Iterator[Log]:
 WRITERS: dict[str, Callable[[Path, int], Any]] = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
+def check_writers(report_to: Sequence[str]) -> None:
+    """Raises UsageError, with the nearest name, for a writer that is not in WRITERS."""
+    for name in report_to:
+        if name not in WRITERS:
+            raise UsageError(
+                f"--report-to {name}: no such writer{nearest(name, WRITERS)}",
+                found=f"known: {', '.join(WRITERS)}",
+                mend="--report-to tensorboard",
+            )
+
+
 @contextmanager
 def open_metrics(directory: Path, step: int, report_to: Sequence[str]) -> Iterator[Log]:
-    """A function that writes a line of metrics to `directory`/metrics.jsonl and to those of WRITERS that are asked for.
+    """A function that writes a line of metrics to `directory`/metrics.jsonl and to the writers named in `report_to`.
 
     Lines after `step` are dropped first. Raises UsageError for an unknown writer, MissingError for one not installed.
     """
     if not is_first():
         yield lambda line: None
         return
+    check_writers(report_to)
     with ExitStack() as stack:
         logs: list[Log] = [stack.enter_context(_jsonl(directory, step))]
         for name in report_to:
-            if name not in WRITERS:
-                raise UsageError(f"metrics to '{name}'{nearest(name, WRITERS)}", found=f"known: {', '.join(WRITERS)}")
             try:
                 logs.append(stack.enter_context(WRITERS[name](directory, step)))
             except ModuleNotFoundError as error:

@@ -1,8 +1,8 @@
 """Muon for matrices beside AdamW for the rest, as one optimiser.
 
-Muon: momentum, then the update is orthogonalised by five Newton-Schulz steps (K. Jordan, 2024, "Muon: an optimizer for
-hidden layers"). Departs from `torch.optim.Muon` in staying in float32 (that one computes in bfloat16, which CPUs
-without bf16 units emulate slowly) and in treating matrices of one shape as one batch.
+Muon: momentum, then five Newton-Schulz steps orthogonalise the update (K. Jordan, 2024, "Muon: an optimizer for hidden
+layers"). Unlike `torch.optim.Muon` it stays in float32 (that one computes in bfloat16, which CPUs without bf16 units
+emulate slowly) and treats matrices of one shape as one batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOMENTUM = 0.95
 
 
 def orthogonalise(updates: Tensor) -> Tensor:
-    """Nearest (semi-)orthogonal matrices, roughly: singular values go to about 1. `updates`: [n, rows, columns]."""
+    """Roughly the nearest (semi-)orthogonal matrices: singular values near 1. `updates`: [n, rows, columns]."""
     a, b, c = NEWTON_SCHULZ
     tall = updates.shape[-2] > updates.shape[-1]
     x = updates.mT if tall else updates
@@ -66,9 +66,9 @@ def make_optimisers(
     weight_decay: float,
     betas: tuple[float, float],
 ) -> list[torch.optim.Optimizer]:
-    """Muon for matrices other than embedding and head, AdamW for everything else; `muon_lr` 0 gives all to AdamW.
+    """Muon for matrices other than embedding and head, AdamW for everything else; `muon_lr` 0 = AdamW for all.
 
-    Weight decay falls on AdamW's matrices only, never on gains, biases, decay rates or embeddings.
+    Weight decay applies to AdamW's matrices only, never to gains, biases, decay rates or embeddings.
     """
     matrices: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

@@ -1,11 +1,11 @@
 """What each stage trains, and on which loss.
 
-GenDistill (arXiv 2603.26556), section 3 and appendix B. Stages 1 and 2: each mixer is fed with the teacher's own input to
-that layer, and its output drawn to that of the teacher's attention, no layer knowing of another; stage 1 trains query and
-key projections, stage 2 the whole mixer. Stages 3: end to end, forward KL from the teacher (or cross-entropy on the data:
-SFT), attention modules and embedding frozen; the batch's weights say which tokens count.
+GenDistill (arXiv 2603.26556), section 3 and appendix B. Stages 1 and 2: each mixer gets the teacher's own input to its layer
+and learns the output of the teacher's attention, every layer by itself; stage 1 trains query and key projections, stage 2
+the whole mixer. Stages 3: end to end, forward KL from the teacher (or cross-entropy on the data: SFT), attention modules
+and embedding frozen; the batch's weights say which tokens count.
 A loss is a sum over tokens that the caller divides by the weight of the whole optimiser step, so that micro-batches and
-processes change nothing. Knows nothing of optimisers, processes or files.
+processes change nothing.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from distill.students.convert import group_of
 from distill.training.losses import chunked_ce, chunked_kl
 
 Give = Callable[[Tensor], None]
-"""Takes a term of a loss; may back-propagate it at once."""
+"""Takes a term of a loss, and may back-propagate it at once."""
 
 
 class StageLoss(ABC):
-    """What a stage minimises: a sum of terms over the tokens of a batch, over a weight."""
+    """What a stage minimises: a sum of terms over the tokens of a batch, divided by a weight."""
 
     @abstractmethod
     def weight(self, batch: Batch) -> float:
-        """What the terms are divided by; adds up over rows."""
+        """The weight that divides the terms: a sum over the batch's rows."""
 
     @abstractmethod
     def terms(self, batch: Batch, give: Give) -> None:
-        """Calls `give` with each term, in nats (alignment: in its own unit), as soon as it is there."""
+        """Calls `give` with each term as soon as it is computed, in nats (alignment: in its own unit)."""
 
     @torch.no_grad()
     def value(self, batch: Batch, rows: int = 0) -> float:
-        """The loss of a batch: terms over weight, at most `rows` rows at a time (0: all)."""
+        """Loss of a batch: terms / weight. `rows`: rows per forward pass; 0 = whole batch."""
         given: list[Tensor] = []
         for part in batch.parts(rows):
             self.terms(part, given.append)
@@ -50,25 +50,25 @@ class StageLoss(ABC):
 
 
 def trainable_in(stage: StageConfig) -> Callable[[str], bool]:
-    """Whether a parameter, by its name, is trained in this stage."""
+    """A function that says whether this stage trains the parameter of that name."""
     frozen = frozenset(stage.frozen)
     return lambda name: group_of(name) not in frozen
 
 
 def head_of(model: PreTrainedModel) -> Tensor:
-    """The output matrix [vocabulary, hidden_size], whole where it lies in shards."""
+    """The output matrix [vocabulary, hidden_size], gathered where it is sharded."""
     weight: Tensor = model.get_output_embeddings().weight
     return weight.full_tensor(grad_placements=[Partial()]) if isinstance(weight, DTensor) else weight
 
 
 def scored_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Last hidden states [n, hidden_size] from which a token of weight above zero is predicted."""
+    """Last hidden states [n, hidden_size] at the places that predict a token of weight above zero."""
     hidden = model.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state
     return hidden[:, :-1][batch.weights[:, 1:] > 0]
 
 
 def scored_targets(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Tokens of weight above zero [n], and their weights [n]."""
+    """Tokens of weight above zero [n] and their weights [n]."""
     weights = batch.weights[:, 1:]
     return batch.input_ids[:, 1:][weights > 0], weights[weights > 0]
 
@@ -89,7 +89,7 @@ class NextToken(StageLoss):
 
 
 class Distillation(NextToken):
-    """Forward KL from the teacher, mixed with cross-entropy where the stage says so."""
+    """Forward KL from the teacher, mixed with cross-entropy by the stage's `ce_weight`."""
 
     def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, stage: StageConfig | None = None) -> None:
         super().__init__(student)
@@ -108,17 +108,17 @@ class Distillation(NextToken):
 
 
 def l2norm(made: Tensor, wanted: Tensor) -> Tensor:
-    """||made - wanted||_2 / sqrt(hidden_size) of each token: [n, hidden_size] twice -> [n] (RADLADS, MOHAWK)."""
+    """||made - wanted||_2 / sqrt(hidden_size) per token (RADLADS, MOHAWK). [n, hidden_size] twice -> [n]."""
     return (made - wanted).norm(dim=-1) * wanted.shape[-1] ** -0.5
 
 
 def mse(made: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square error of each token."""
+    """Mean square error per token. [n, hidden_size] twice -> [n]."""
     return (made - wanted).square().mean(-1)
 
 
 def nmse(made: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square error of each token over the mean square of what was wanted of it."""
+    """Mean square error per token, divided by the mean square of `wanted`."""
     return mse(made, wanted) / wanted.square().mean(-1).clamp_min(torch.finfo(wanted.dtype).tiny)
 
 
@@ -126,20 +126,20 @@ ALIGNMENTS = {"l2norm": l2norm, "mse": mse, "nmse": nmse}
 
 
 def real_tokens(batch: Batch) -> Tensor:
-    """Where a document is: [rows, length] bool. Padding is a row's last segment when nothing in it is predicted."""
+    """False at padding: [rows, length] bool. Padding is a row's last segment when nothing in it is predicted."""
     segments = find_segments(batch)
     last = segments == segments[:, -1:]
     return ~(last & ~((batch.weights > 0) & last).any(1, keepdim=True))
 
 
 def find_segments(batch: Batch) -> Tensor:
-    """Number of the document that each token belongs to, within its row: [rows, length]."""
+    """Number of each token's document within its row: [rows, length]."""
     return (batch.position_ids == 0).cumsum(1)
 
 
 @contextmanager
 def overheard(teacher: PreTrainedModel, listen: Callable[[int, dict[str, Any], Tensor], None]) -> Iterator[None]:
-    """Calls `listen` with layer number, inputs and output of every attention module in the teacher passes made inside."""
+    """Inside: each teacher pass calls `listen` with layer number, inputs and output of every attention module."""
 
     def hook_of(number: int) -> Callable[..., None]:
         return lambda module, args, kwargs, output: listen(number, kwargs, output[0])
@@ -156,20 +156,20 @@ def overheard(teacher: PreTrainedModel, listen: Callable[[int, dict[str, Any], T
 
 
 class Alignment(StageLoss):
-    """Distance of every mixer's output from the attention's, summed over layers; several students share a teacher pass.
+    """Distance between the outputs of mixers and attention, summed over layers; several students share a teacher pass.
 
-    A term is one layer of one student, given while the teacher is under way: only its activations are alive.
+    A term is one layer of one student, given during the teacher's pass: only that layer's activations are in memory.
     """
 
     def __init__(self, teacher: PreTrainedModel, students: Iterable[PreTrainedModel], distance: str) -> None:
         self.teacher, self.students, self.distance = teacher, tuple(students), ALIGNMENTS[distance]
 
     def weight(self, batch: Batch) -> float:
-        """Tokens of documents, whatever their weight."""
+        """Tokens of documents, padding apart, whatever their weight."""
         return float(batch.tokens)
 
     def terms(self, batch: Batch, give: Give) -> None:
-        """One term for each student's layer that has a mixer."""
+        """One term for each layer with a mixer, of each student."""
         segments, real = find_segments(batch), real_tokens(batch)
         grows = torch.is_grad_enabled()
 
@@ -190,7 +190,7 @@ class Alignment(StageLoss):
 
 
 def loss_in(stage: StageConfig, teacher: PreTrainedModel, student: nn.Module) -> StageLoss:
-    """The loss of a stage; `pretrain` trains the teacher. Alignment takes an nn.ModuleDict of several students, too."""
+    """The loss of a stage; `pretrain` trains the teacher. Stages 1 and 2 also take an nn.ModuleDict of several students."""
     if stage.kind == "pretrain":
         return NextToken(teacher)
     if stage.kind in ("1", "2"):

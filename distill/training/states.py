@@ -1,7 +1,7 @@
-"""The saved states of a stage: written whole or not at all, the last few kept, read back where training goes on.
+"""Saved states of a stage: written whole or not at all, the last few kept, read back where training goes on.
 
-A state has weights, optimisers, torch's generator and the tally. Of a sharded model (`distributed.shard`) the first process
-writes the whole, gathered; any number of processes can go on from it. Knows nothing of what is trained, or how.
+A state holds weights, optimisers, torch's generator and the tally. A sharded model (`distributed.shard`) is gathered and
+written by the first process; any number of processes can go on from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WITHOUT_EFFECT = ("micro_rows", "checkpoint_activations", "save_every", "keep_la
 
 
 def save_whole(path: Path, content: Any) -> None:
-    """Writes a file so that a reader finds the old one or the new one, never half of one."""
+    """`torch.save`, so that a reader finds the old file or the new one, never half of one; nothing is copied in memory."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         torch.save(content, file)
@@ -47,7 +47,7 @@ def saved_states(directory: Path) -> list[Path]:
 
 
 def gathered(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Weights and optimiser states; of a sharded model on the first process alone."""
+    """Weights and optimiser states; those of a sharded model on the first process alone."""
     if not is_sharded(model):
         return {"model": model.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in optimisers]}
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -58,7 +58,7 @@ def gathered(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[
 
 
 def whole(model: PreTrainedModel) -> PreTrainedModel:
-    """The model, or of a sharded one a copy that is not: on the first process, which alone may use it."""
+    """The model itself, or an unsharded copy of a sharded one, which the first process alone may use."""
     if not is_sharded(model):
         return model
     weights = gathered(model, [])["model"]
@@ -70,7 +70,7 @@ def whole(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def put_back(model: nn.Module, optimisers: list[torch.optim.Optimizer], state: dict[str, Any]) -> None:
-    """What `gathered` took."""
+    """Inverse of `gathered`, in place."""
     if not is_sharded(model):
         model.load_state_dict(state["model"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):

@@ -1,9 +1,9 @@
 """One stage of training: batches in, better weights out, resumable at any moment.
 
-Warm-up, stable, decay (WSD) as in GenDistill's appendix B. A step's loss is that of all its valid tokens, whatever the
-micro-batches and processes it is computed in. The state is saved every `save_every` steps; the same call after a kill goes
-on from there and ends with the same bits as an uninterrupted one. A loss that is not a number, or runs away, stops the stage
-and keeps the batch. Knows nothing of what the loss means.
+The learning rate warms up, stays, decays (WSD, GenDistill's appendix B). A step's loss is that of all its valid tokens,
+whatever micro-batches and processes compute it. The state is saved every `save_every` steps; the same call after a kill
+goes on from there and ends with the same bits as an uninterrupted one. A loss that is not a number, or runs away, stops
+the stage and keeps the batch.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from distill.training.muon import make_optimisers
 from distill.training.stages import StageLoss
 from distill.training.states import restored, save_state, save_whole
 from perplexity_lies.errors import PliesError, UsageError
+from perplexity_lies.files import read_json, write_whole
 
 CLOSING_FILE = "closing.json"
 METRICS_EVERY_STEPS = 10
@@ -38,7 +39,7 @@ SMOOTHING = 0.95
 RUNAWAY, RUNAWAY_ABOVE, WATCHED_FROM_STEPS = 4.0, 0.5, 50
 """A stage has diverged when its smoothed loss is RUNAWAY times its best and above RUNAWAY_ABOVE (in the loss's unit)."""
 SAME_LOSS = 1e-3
-"""Relative difference up to which two losses of one model on one batch are the same but for rounding."""
+"""Largest relative difference between two losses of one model on one batch, from rounding alone."""
 
 
 class TrainingError(PliesError):
@@ -47,7 +48,7 @@ class TrainingError(PliesError):
 
 @dataclass(slots=True)
 class Tally:
-    """What a stage has used so far, all processes together."""
+    """What a stage has used so far, summed over all processes."""
 
     step: int = 0
     position: int = 0
@@ -55,10 +56,10 @@ class Tally:
     tokens: int = 0
     loss_tokens: int = 0
     cpu_s: float = 0.0
-    """Of the first process."""
+    """CPU seconds of the first process."""
     wall_s: float = 0.0
     loss: float = math.nan
-    """Smoothed loss of the last steps, in nats (stages 1 and 2: in the units of their loss)."""
+    """Smoothed loss of the last steps, in nats (stages 1 and 2: in the unit of their loss)."""
     best: float = math.inf
     """Lowest smoothed loss so far."""
     measured: int = 0
@@ -74,7 +75,7 @@ class Tally:
 
     @property
     def ran_away(self) -> bool:
-        """Whether the loss has left its best value behind for good."""
+        """Whether the loss has grown far beyond its best value."""
         return self.step > WATCHED_FROM_STEPS and self.loss > max(RUNAWAY * self.best, RUNAWAY_ABOVE)
 
 
@@ -89,25 +90,25 @@ def rate_at(stage: StageConfig, step: int) -> float:
 
 
 def closing_loss(directory: Path, loss: StageLoss, batch: Batch, rows: int = 0) -> float:
-    """The loss with which the stage in `directory` closed on `batch`: computed the first time, and kept.
+    """The loss with which the stage in `directory` closed on `batch`: computed the first time, then read back.
 
-    At most `rows` rows at a time (0: all).
+    `rows`: rows per forward pass; 0 = whole batch.
     """
     path = directory / CLOSING_FILE
     known = path.exists()
     wait_for_all()  # all must agree on it before one of them writes
     if known:
-        return float(json.loads(path.read_text(encoding="utf-8"))["loss"])
+        return float(
+            read_json(path, f"{path} holds no loss", f"delete {path.parent}: it will be trained again")["loss"]
+        )
     value = loss.value(batch, rows)
     if is_first():
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"loss": value}) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps({"loss": value}) + "\n")
     return value
 
 
 def opening_check(recorded: float, found: float) -> None:
-    """Raises TrainingError unless the loss of the stage before, `found` for the model as it is now, is what it closed with."""
+    """Raises TrainingError unless the loss `found` for the model as it is now is the one `recorded` when the stage closed."""
     if not math.isclose(found, recorded, rel_tol=SAME_LOSS, abs_tol=1e-5):
         raise TrainingError(
             "the model is not the one that the last stage left",
@@ -117,7 +118,7 @@ def opening_check(recorded: float, found: float) -> None:
 
 
 def loss_and_gradients(stage: StageConfig, loss: StageLoss, batch: Batch, device: torch.device) -> Tensor:
-    """Adds the gradients of an optimiser step's loss to those of the parameters; returns the loss, all processes together."""
+    """Adds the gradients of an optimiser step's loss to those of the parameters; returns the loss, over all processes."""
     weight, mine = loss.weight(batch), own_rows(batch)
     total = torch.zeros((), device=device, dtype=torch.float64)
 
@@ -133,7 +134,7 @@ def loss_and_gradients(stage: StageConfig, loss: StageLoss, batch: Batch, device
 
 
 def clip(model: nn.Module, limit: float) -> float:
-    """Clips the gradients of the model, or of each model of an nn.ModuleDict, to a global norm; returns the norm before."""
+    """Clips the gradients of the model (of each model in an nn.ModuleDict) to a global norm; returns the norm before."""
     norms = []
     for member in model.values() if isinstance(model, nn.ModuleDict) else [model]:
         norm = torch.nn.utils.clip_grad_norm_(member.parameters(), limit)
@@ -143,7 +144,7 @@ def clip(model: nn.Module, limit: float) -> float:
 
 @contextmanager
 def recomputing(model: Any, wanted: bool) -> Iterator[None]:
-    """Recomputes activations in the backward passes made inside (transformers' gradient checkpointing)."""
+    """Inside: backward passes recompute activations (transformers' gradient checkpointing)."""
     if not wanted:
         yield
         return
@@ -156,7 +157,7 @@ def recomputing(model: Any, wanted: bool) -> Iterator[None]:
 
 
 class _Run:
-    """A stage under way: its optimisers and tally, and how they are saved and found again."""
+    """A running stage: its optimisers and tally, saved and restored."""
 
     def __init__(
         self,
@@ -173,7 +174,11 @@ class _Run:
             parameter.grad = None
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not named:
-            raise UsageError(f"stage '{stage.name}' trains nothing", found=f"frozen: {', '.join(stage.frozen)}")
+            raise UsageError(
+                f"stage '{stage.name}' trains nothing",
+                found=f"frozen: {', '.join(stage.frozen)}",
+                mend=f"--set '{stage.name}.freeze=[embedding]'",
+            )
         if is_sharded(model) and (stage.muon_lr or stage.kind in ("1", "2")):
             raise UsageError(
                 f"stage '{stage.name}' cannot run on a sharded model",
@@ -188,7 +193,7 @@ class _Run:
         self.tally = Tally(**(restored(directory, stage, model, self.optimisers) or {}))
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """One update; returns its line of metrics. Raises TrainingError when the loss is not a number or ran away."""
+        """One update; returns its line of metrics. Raises TrainingError when the loss is not a number or runs away."""
         cpu, wall = time.process_time(), time.perf_counter()
         rate = rate_at(self.stage, self.tally.step)
         for optimiser, peaks in zip(self.optimisers, self.peaks, strict=True):
@@ -213,7 +218,7 @@ class _Run:
         }  # fmt: skip
 
     def diverged(self, batch: Batch, found: str) -> TrainingError:
-        """Keeps the batch that did it; the error to raise."""
+        """Saves the batch that did it; returns the error to raise."""
         step = self.tally.step
         path = self.directory / f"diverged-{step}.pt"
         if is_first():
@@ -233,13 +238,13 @@ class _Run:
         return self.tally.step >= self.stage.steps
 
     def measurement_is_due(self) -> bool:
-        """Whether `measure_every` tokens have gone by since a measurement, or the stage has ended without one."""
+        """Whether `measure_every` tokens have passed since the last measurement, or the stage has ended without one."""
         tally, every = self.tally, self.stage.measure_every
         passed = every > 0 and tally.tokens // every > tally.measured // every
         return passed or (self.ends() and tally.measured < tally.tokens)
 
     def measure(self, on_measure: Callable[[Tally], None]) -> None:
-        """Calls `on_measure`, which may draw random numbers, and notes that it was done."""
+        """Calls `on_measure`, which may draw random numbers, and saves that it was called."""
         was_training = self.model.training
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self.model.eval()
@@ -282,12 +287,11 @@ def train(
     on_measure: Callable[[Tally], None] | None = None,
     report_to: Sequence[str] = (),
 ) -> Tally:
-    """Runs a stage to its end in `directory`, from wherever it was left, and returns what it used.
+    """Runs a stage to its end in `directory`, from its last saved state on, and returns what it used.
 
-    `model` is on `device` already, in float32; an nn.ModuleDict holds several that do not touch each other. Parameters whose
-    name is not `trainable` are frozen for the stage. `on_measure` is called in every process, after every
-    `measure_every` tokens and at the end, and not again for what it was called for before a kill.
-    `report_to`: names in `metrics.WRITERS`.
+    `model` is on `device` already, in float32; an nn.ModuleDict holds several independent ones. Parameters whose name is not
+    `trainable` are frozen for the stage. `on_measure` is called in every process, after every `measure_every` tokens and
+    at the end, and not again for what it was called for before a kill. `report_to`: names in `metrics.WRITERS`.
     Raises TrainingError on a loss that diverges, UsageError when the directory holds the same stage with other settings.
     """
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""What is asked: suites, their items, and where datasets lie."""
+"""What is asked: suites, their tasks and items, and the mirror that datasets are read from."""

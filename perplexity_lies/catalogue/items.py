@@ -1,98 +1,97 @@
-"""`Item`: one question of a suite's own, as a JSONL file beside the suite holds it, one object a line.
+"""`Item`: one question that does not belong to an evaluation library. A JSONL file holds one a line.
 
     {"id": "a1", "question": "2 + 3 = ?", "choices": ["5", "6"], "gold": 0, "target": "5", "subject": "sums"}
 
-`target` is the text that a reply is judged against; `subject` may be left out, and other keys are ignored.
-Standard library only. Knows nothing of suites or protocols; both protocols read their items here.
+`choices` and `gold` may be left out where a task is only asked for replies; `subject` may always be left out. A line may
+hold other keys, which are ignored.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
+
+from perplexity_lies.checked import Checked, checked
 from perplexity_lies.errors import UsageError
 
-EXAMPLE = '{"id": "a1", "question": "...", "choices": ["...", "..."], "gold": 0, "target": "..."}'
+ITEM_EXAMPLE = '{"id": "a1", "question": "...", "choices": ["...", "..."], "gold": 0, "target": "..."}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """What is asked."""
+class Item(Checked):
+    """What is asked. Raises ValueError for values that do not fit each other."""
 
-    id: str
+    id: Annotated[str, MinLen(1)]
     question: str
-    choices: tuple[str, ...]
-    """What log-likelihood ranks; two or more."""
-    gold: int
-    """Index of the right choice."""
+    choices: tuple[Annotated[str, MinLen(1)], ...] = ()
+    """What log-likelihood ranks: two or more, or none."""
+    gold: int = -1
+    """Index of the right choice; -1 where there are no choices."""
     target: str
-    """What generation is judged against."""
+    """What a reply is judged against."""
     subject: str = ""
     """Cluster for the bootstrap."""
 
+    def __post_init__(self) -> None:
+        if self.id != " ".join(self.id.split()):
+            raise ValueError("`id` must have no spaces at its ends and no two in a row")
+        if not self.target.strip():
+            raise ValueError("`target` is empty, so a reply without an answer would be right")
+        if len(self.choices) == 1:
+            raise ValueError("`choices` must be two texts or more, or left out")
+        if not (0 <= self.gold < len(self.choices) or (self.gold == -1 and not self.choices)):
+            raise ValueError(f"`gold` must be an index into {len(self.choices)} choices, and is {self.gold}")
 
-def _is_text(value: Any, *, empty: bool = True) -> bool:
-    """A string that can be written as UTF-8 (JSON may hold half a surrogate pair)."""
-    return isinstance(value, str) and (empty or bool(value)) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Item))
 
 
-def _fault(raw: Any) -> str:
-    """What keeps `raw` from being an item; empty when nothing does."""
-    if not isinstance(raw, dict):
-        return f"a JSON {type(raw).__name__}, not an object"
-    lacking = [key for key in ("id", "question", "choices", "gold", "target") if key not in raw]
-    if lacking:
-        return f"no {', '.join(map(repr, lacking))}; keys: {', '.join(raw)}"
-    for key in ("question", "target", "subject"):
-        if not _is_text(raw.get(key, "")):
-            return f"{key!r} is not a text: {raw[key]!r}"
-    if not raw["target"].strip():
-        return "'target' is empty: any reply without an answer would be right"
-    if not _is_text(raw["id"], empty=False) or raw["id"] != " ".join(raw["id"].split()):
-        return f"'id' must be a text without spaces around it or in rows: {raw['id']!r}"
-    choices, gold = raw["choices"], raw["gold"]
-    if not isinstance(choices, list) or len(choices) < 2 or not all(_is_text(c, empty=False) for c in choices):
-        return f"'choices' must be two texts or more, none empty: {choices!r}"
-    if type(gold) is not int or not 0 <= gold < len(choices):
-        return f"'gold' must be an index into {len(choices)} choices: {gold!r}"
-    return ""
+def item_of(raw: Any, where: str) -> Item:
+    """Plain values, such as a line of a JSONL file holds, as an item. Raises UsageError led by `where`."""
+    known = {key: raw[key] for key in FIELDS if key in raw} if isinstance(raw, dict) else raw
+    return checked(Item, known, where, ITEM_EXAMPLE)
+
+
+def refuse_same_id(items: Iterable[Item], where: str) -> None:
+    """Raises UsageError where two items have one id."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise UsageError(f"{where}: two items have one id", found=repr(item.id), mend="give each item its own id")
+        seen.add(item.id)
 
 
 def read_items(file: Path, where: str = "") -> list[Item]:
     """The items of a JSONL file, in file order.
 
-    Raises UsageError, led by `where` and naming the line, for anything that is not an item, for a second item of one id,
-    and for a file without items.
+    Raises UsageError, led by `where` and naming the line, for a line that is not an item, for an id that stands twice, and
+    for a file without items.
     """
-    where = where or str(file)
+    where = f"{where}: {file.name}" if where else str(file)
     try:
         lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{where}: {file.name} is not UTF-8 text", found=str(error), mend="save it as UTF-8"
-        ) from error
+        raise UsageError(f"{where} is not UTF-8 text", found=str(error), mend="save it as UTF-8") from error
     if lines == [""]:
-        raise UsageError(f"{where}: {file.name} holds no items", found="an empty file", mend=f"one a line: {EXAMPLE}")
-    items: dict[str, Item] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            raw = json.loads(line)
-            fault = _fault(raw)
-        except (ValueError, RecursionError) as error:
-            fault = f"not JSON: {error}"
-        if not fault and raw["id"] in items:
-            fault = f"id {raw['id']!r} a second time"
-        if fault:
-            raise UsageError(f"{where}: {file.name}:{number} is not an item", found=fault[:300], mend=EXAMPLE)
-        items[raw["id"]] = Item(
-            id=raw["id"],
-            question=raw["question"],
-            choices=tuple(raw["choices"]),
-            gold=raw["gold"],
-            target=raw["target"],
-            subject=raw.get("subject", ""),
-        )
-    return list(items.values())
+        raise UsageError(f"{where} holds no items", found="an empty file", mend=f"one a line: {ITEM_EXAMPLE}")
+    items = [item_of(_json(line, f"{where}:{number}"), f"{where}:{number}") for number, line in enumerate(lines, 1)]
+    refuse_same_id(items, where)
+    return items
+
+
+def _json(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not JSON", found=str(error)[:200], mend=ITEM_EXAMPLE) from error
+
+
+def dump_items(items: Iterable[Item]) -> str:
+    """JSONL text of items: the inverse of `read_items`."""
+    return "".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in items)

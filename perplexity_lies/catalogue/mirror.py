@@ -1,6 +1,6 @@
-"""An offline mirror of datasets in hub layout: where a dataset lies in it, and what its files are.
+"""An offline mirror of datasets in hub layout: the folder of a dataset, and the digest of its files.
 
-The harness never downloads a dataset: one that is missing is named with the command that fetches it. Knows nothing of suites.
+plies never downloads a dataset. The error for a missing one holds the command that fetches it.
 """
 
 from __future__ import annotations

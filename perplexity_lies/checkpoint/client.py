@@ -1,10 +1,16 @@
-"""An OpenAI-compatible server: its address, what it lists, and asking it until it answers or it is plain that it will not.
+"""Client for an OpenAI-compatible server: parse the address, list its models, send requests with retries.
 
-Time-outs, dropped connections, HTTP 408, 425, 429 and 5xx, and replies that are not what was asked for are asked again with
-exponential back-off and jitter (Brooker 2015, "Exponential Backoff And Jitter", the half that is not jittered kept), or
-after the server's own Retry-After. Any other refusal is final.
+    address = parse_address("http://127.0.0.1:8000/v1#my-model")
+    served = look_up(address, Patience())
+    client = Client(served.url, Patience(), connections=8)
+    client.ask("/completions", {"model": served.model, "prompt": "2+2="}, read=lambda reply: reply["choices"][0]["text"])
 
-Knows nothing of tokens, engines or what the bodies mean. httpx is imported when a server is asked.
+Retried: time-outs, dropped connections, HTTP 408, 425, 429 and 5xx but 501, and replies that `read` cannot read. Any other
+refusal is final. tenacity runs the attempts and the waits, which `close` interrupts. Two things it does not have are here:
+jitter that a seed and a request's name decide (Brooker 2015, "Exponential Backoff And Jitter", half of the wait kept), and
+the reading of a Retry-After header.
+
+httpx and tenacity are imported when a client is made: checkpoints in files need neither.
 """
 
 from __future__ import annotations
@@ -28,22 +34,25 @@ if TYPE_CHECKING:
     import httpx
 
 API_KEY = "PLIES_API_KEY"
-"""Environment variable whose value goes to the server as a bearer token, and nowhere else."""
+"""Environment variable whose value is sent to the server as a bearer token, and nowhere else."""
 
 FORM = "http://HOST:PORT/v1#MODEL"
 HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-"""Asked past any proxy."""
+"""Hosts that are reached without a proxy."""
 
-AGAIN = frozenset({408, 425, 429})
-"""HTTP statuses below 500 that may pass."""
+RETRIED = frozenset({408, 425, 429})
+"""HTTP statuses below 500 that are retried."""
 NOT_IMPLEMENTED = 501
 LOCKED = frozenset({401, 403})
 
+MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
+"""What reading a reply raises where it has another form."""
+
 LONGEST_RETRY_AFTER_S = 600.0
 WORDS = 300
-"""Characters of a server's own words that are kept."""
+"""Characters of a server's error message that are kept."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,52 +64,54 @@ class Address:
     """`http(s)://HOST[:PORT][/v1][#MODEL]`."""
 
     url: str
-    """Up to and with `/v1`, no slash at its end."""
+    """Ends in `/v1`, without a slash."""
     model: str
-    """Empty where the server is to say."""
+    """Empty where the address names none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a server is waited for."""
+    """How often and how long a request is tried."""
 
     attempts: int = 6
     first_wait_s: float = 0.5
-    """Doubled at each attempt."""
+    """Doubled at each further attempt."""
     longest_wait_s: float = 30.0
     timeout_s: float = 600.0
-    """For a whole reply: a long generation on a busy server takes minutes."""
+    """Until the whole reply is here: a long generation on a busy server takes minutes."""
     connect_timeout_s: float = 10.0
     seed: int = 0
-    """Of the jitter."""
+    """Seed of the jitter."""
 
     def wait_s(self, attempt: int, name: str) -> float:
-        """Before asking `name` again after its `attempt`th time (from 1): half of the back-off, and up to half more by chance."""
+        """Seconds to wait after attempt number `attempt` (from 1): half of the back-off, plus up to half by chance."""
         whole = min(self.longest_wait_s, self.first_wait_s * 2 ** (attempt - 1))
         return whole * (1 + random.Random(f"{self.seed}:{name}:{attempt}").random()) / 2
 
 
-class Refused(Exception):
-    """The server will not do this, whenever it is asked."""
+class Unanswered(Exception):
+    """A request without a usable reply; the text says why."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.status = status
+        """HTTP status of the last reply; 0 where nothing came back, below 300 for a reply that could not be read."""
+        self.retry_after_s = retry_after_s
+        """Wait that the server wants before the next attempt."""
 
 
-class Failed(Exception):
-    """The server could not do this in as many attempts as there is patience for."""
+class Refused(Unanswered):
+    """The server will not do this, however often it is tried."""
 
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        """Of the last attempt: 0 where nothing came back, below 300 for a malformed reply."""
+
+class Failed(Unanswered):
+    """This attempt failed and another one might not; out of `Client.ask`: every attempt failed."""
 
 
 def parse_address(name: str) -> Address | None:
-    """The address in `name`; None for a string that is none.
+    """The address in `name`, None where it has no `://`.
 
-    Raises UsageError for one that cannot be an endpoint: another scheme, a password in it, a web page.
+    Raises UsageError for an address that cannot be an endpoint's: another scheme, a password in it, a web page.
     """
     if "://" not in name:
         return None
@@ -126,7 +137,7 @@ def parse_address(name: str) -> Address | None:
 
 
 def retry_after_s(value: str | None, now_s: float) -> float:
-    """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3: a number or a date); 0 for none or nonsense."""
+    """Seconds that a Retry-After header wants (RFC 9110, 10.2.3: a number or a date); 0 where it is absent or malformed."""
     if not value:
         return 0.0
     if re.fullmatch(r"\d+(\.\d+)?", value.strip()):
@@ -139,8 +150,8 @@ def retry_after_s(value: str | None, now_s: float) -> float:
 
 
 def _own_words(reply: httpx.Response) -> str:
-    """A refusal in the server's words, on one line."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+    """The server's error message, on one line."""
+    with contextlib.suppress(*MALFORMED):
         content = reply.json()
         found = content.get("error", content.get("detail", content.get("message")))
         text = found.get("message") if isinstance(found, dict) else found
@@ -149,13 +160,14 @@ def _own_words(reply: httpx.Response) -> str:
     return " ".join(reply.text.split())[:WORDS]
 
 
-class Server:
-    """One server, asked over HTTP from any number of threads."""
+class Client:
+    """Connections to one server, used from any number of threads."""
 
     def __init__(self, url: str, patience: Patience, connections: int) -> None:
-        """Raises MissingError where httpx is not installed."""
+        """Raises MissingError where httpx or tenacity is not installed."""
         try:
             import httpx
+            import tenacity  # noqa: F401
         except ImportError as error:
             raise MissingError(
                 f"{url} cannot be asked", found=str(error), mend="pip install 'perplexity-lies[torch]'"
@@ -163,7 +175,6 @@ class Server:
         self.url, self.patience = url, patience
         key = os.environ.get(API_KEY)
         self._closing = threading.Event()
-        self._request_error = httpx.RequestError
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(patience.timeout_s, connect=patience.connect_timeout_s),
@@ -172,100 +183,110 @@ class Server:
         )
 
     def ask(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T], name: str = "") -> T:
-        """`read` of the JSON that POST `path` gives for `body` (GET where it is None).
+        """POST `body` to `path` (GET where it is None), retry, and return `read` of the JSON reply.
 
-        `read` raises ValueError, KeyError, TypeError or IndexError for a reply that is not what was asked for; `name` tells
-        requests apart in the jitter. Raises Refused, or Failed when patience is at its end.
+        `read` raises one of `MALFORMED` for a reply that it cannot use; `name` gives each request a jitter of its own.
+        Raises Refused, or Failed when patience is at its end.
         """
-        reason, status, attempt = "not asked", 0, 0
-        while attempt < self.patience.attempts and not self._closing.is_set():
-            attempt += 1
-            wait_s = self.patience.wait_s(attempt, name)
-            try:
-                reply = self._once(path, body)
-            except (self._request_error, UnicodeError) as error:  # the second of a host that cannot be one
-                reason, status = f"{type(error).__name__}: {error}".rstrip(": "), 0
-            else:
-                status = reply.status_code
-                if reply.is_success:
-                    try:
-                        return read(reply.json())
-                    except (ValueError, KeyError, TypeError, IndexError) as error:
-                        reason = f"a malformed reply ({type(error).__name__}: {error})"
-                else:
-                    reason = f"HTTP {status}: {_own_words(reply)}"
-                    if not may_pass(status):
-                        raise Refused(status, reason)
-                    wait_s = max(wait_s, retry_after_s(reply.headers.get("Retry-After"), time.time()))
-            if attempt < self.patience.attempts:
-                logger.warning("%s%s: %s; asked again in %.1f s (%d)", self.url, path, reason, wait_s, attempt)
-                self._closing.wait(wait_s)
-        raise Failed(status, f"{reason}, after {attempt} attempts")
+        import tenacity
 
-    def _once(self, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        if body is None:
-            return self._client.get(self.url + path)
-        return self._client.post(self.url + path, json=body)
+        def wait_s(state: Any) -> float:
+            return max(self.patience.wait_s(state.attempt_number, name), state.outcome.exception().retry_after_s)
+
+        def log(state: Any) -> None:
+            why, wait, count = state.outcome.exception(), state.upcoming_sleep, state.attempt_number
+            logger.warning("%s%s: %s; tried again in %.1f s (%d)", self.url, path, why, wait, count)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Failed),
+            stop=tenacity.stop_after_attempt(self.patience.attempts) | tenacity.stop_when_event_set(self._closing),
+            wait=wait_s,
+            sleep=tenacity.sleep_using_event(self._closing),
+            before_sleep=log,
+            reraise=True,
+        )
+        try:
+            return retrying(self._attempt, path, body, read)
+        except Failed as error:
+            count = retrying.statistics["attempt_number"]
+            raise Failed(error.status, f"{error}, after {count} attempts") from error
+
+    def _attempt(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
+        """One attempt. Raises Failed where another one might succeed, else Refused."""
+        import httpx
+
+        if self._closing.is_set():
+            raise Failed(0, "the client was closed")
+        try:
+            url = self.url + path
+            reply = self._client.get(url) if body is None else self._client.post(url, json=body)
+        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last two: no possible host name
+            raise Failed(0, f"{type(error).__name__}: {error}".rstrip(": ")) from error
+        if reply.is_success:
+            try:
+                return read(reply.json())
+            except MALFORMED as error:
+                raise Failed(reply.status_code, f"a malformed reply ({type(error).__name__}: {error})") from error
+        reason = f"HTTP {reply.status_code}: {_own_words(reply)}"
+        if not may_pass(reply.status_code):
+            raise Refused(reply.status_code, reason)
+        raise Failed(reply.status_code, reason, retry_after_s(reply.headers.get("Retry-After"), time.time()))
 
     def close(self) -> None:
-        """Wake whoever waits, and hang up."""
+        """Wake every waiting thread and close the connections."""
         self._closing.set()
         self._client.close()
 
 
 def may_pass(status: int) -> bool:
-    """Whether another try might not meet this HTTP status."""
-    return status in AGAIN or (status >= 500 and status != NOT_IMPLEMENTED)
+    """Whether a request with this HTTP status is worth another attempt."""
+    return status in RETRIED or (status >= 500 and status != NOT_IMPLEMENTED)
 
 
-def locked_out(url: str, error: Refused) -> MissingError:
-    """What to tell of a refusal whose status is one of `LOCKED`."""
+def locked_out(url: str, error: Unanswered) -> MissingError:
+    """The error for a refusal whose status is in `LOCKED`."""
     return MissingError(
         f"the server at {url} does not let us in", found=str(error), mend=f"{API_KEY}=... in the environment"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """A model as its server describes it."""
+class ServedModel:
+    """A model, as its server describes it."""
 
     url: str
     model: str
     entry: dict[str, Any]
-    """The model's entry of /v1/models without what changes by itself; empty where the server does not list it."""
+    """The model's entry of /v1/models without `VOLATILE`; empty where the server does not list it."""
     context_tokens: int | None
-    """Where the server says so (vLLM's `max_model_len`)."""
+    """vLLM's `max_model_len`; None where the server does not say."""
 
 
 VOLATILE = frozenset({"created", "permission"})
-"""Keys of an entry that a restart changes."""
+"""Keys of an entry that change when the server restarts."""
 
 
 def _entries(content: Any) -> dict[str, dict[str, Any]]:
     return {str(entry["id"]): dict(entry) for entry in content["data"]}
 
 
-def look_up(address: Address, patience: Patience) -> Served:
-    """What the server at `address` serves.
+def look_up(address: Address, patience: Patience) -> ServedModel:
+    """The model at `address`, or the only one that its server lists.
 
-    Raises MissingError when nobody answers or the key is not taken, UsageError when the address leaves open which model.
+    Raises MissingError when nobody answers or the key is refused, UsageError when it is unclear which model is meant.
     """
-    server = Server(address.url, patience, connections=1)
+    listed: dict[str, dict[str, Any]] = {}
     try:
-        listed = server.ask("/models", None, _entries)
-    except Failed as error:
+        with contextlib.closing(Client(address.url, patience, connections=1)) as client:
+            listed = client.ask("/models", None, _entries)
+    except Unanswered as error:  # a server that answers, but not this, need not list its models
         if error.status == 0:
             raise MissingError(
                 f"no OpenAI-compatible server answers at {address.url}", found=str(error),
                 mend=("start it, or mend the address: " + FORM, f"curl {address.url}/models"),
             ) from error  # fmt: skip
-        listed = {}
-    except Refused as error:
         if error.status in LOCKED:
             raise locked_out(address.url, error) from error
-        listed = {}
-    finally:
-        server.close()
     model = address.model or (next(iter(listed)) if len(listed) == 1 else "")
     if not model:
         raise UsageError(
@@ -275,6 +296,6 @@ def look_up(address: Address, patience: Patience) -> Served:
         )
     entry = {key: value for key, value in listed.get(model, {}).items() if key not in VOLATILE}
     context = entry.get("max_model_len")
-    return Served(
+    return ServedModel(
         url=address.url, model=model, entry=entry, context_tokens=context if isinstance(context, int) else None
     )

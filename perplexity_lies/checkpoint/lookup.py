@@ -1,43 +1,27 @@
-"""From a string to a `Checkpoint`: where its files are, what they hash to, whether they can be a causal language model.
+"""Find a checkpoint by name, check its files, fingerprint it: `resolve("builtin:teacher")` gives a `Checkpoint`.
 
-`resolve` is the only way in. It reads every byte once and loads nothing: no torch, no transformers, no code from the
-checkpoint. The fingerprint is over the weights' tensors, the tokenizer's files and the config, never over names, places
-or times, so that renaming, touching or resharding keeps it and one flipped bit changes it. Of a checkpoint behind an
-endpoint only the address, the server's own description and the tokenizer can be hashed: its weights are not fingerprinted.
-Knows nothing of engines: whether every tensor has its place in the model class is the loader's to say.
+`resolve` reads every byte once and loads nothing: no torch, no transformers, no code of the checkpoint. It runs in one
+direction: locate the directory, read the small files (`small_files`), check them (`preflight`), check and hash the weights
+(`weights`). Whether every tensor has its place in the model class only the loader can say.
+
+The fingerprint covers tensors, tokenizer files and config, not names, places or times: renaming, touching or resharding
+keeps it, one flipped bit changes it. The weights behind an endpoint cannot be seen; its fingerprint covers the address, the
+server's own description of the model and the tokenizer.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from perplexity_lies.checkpoint.client import Patience, Served, look_up, parse_address
-from perplexity_lies.checkpoint.preflight import (
-    check_config,
-    check_shapes,
-    check_tokenizer,
-    has_chat_template,
-    needs_remote_code,
-    read_config,
-    tokenizer_files,
-)
-from perplexity_lies.checkpoint.weights import (
-    SAFETENSORS,
-    digest_files,
-    digest_tensors,
-    find_weight_files,
-    listing,
-    read_tensors,
-    stored_dtype,
-)
+from perplexity_lies.checkpoint import preflight, small_files, weights
+from perplexity_lies.checkpoint.client import Patience, ServedModel, look_up, parse_address
+from perplexity_lies.checkpoint.small_files import SmallFiles, digest_parts, read_small_files
 from perplexity_lies.errors import CheckpointError, MissingError, UsageError, nearest
+from perplexity_lies.record.manifest import CheckpointFacts
 
 LOCAL, HUB, BUILTIN, ENDPOINT = "local", "hub", "builtin", "endpoint"
 
@@ -48,101 +32,35 @@ HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[^@\s]+))
 HUB_TOKENIZER = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 HUB_FILES = ("*.safetensors", *HUB_TOKENIZER)
 HUB_SKIP = ("original/*", "consolidated*", "onnx/*")
-"""Second copies of the weights in other layouts."""
+"""Second copies of the weights, in other layouts."""
 
 LOOK_UP = Patience(attempts=3, timeout_s=30.0)
-"""With an address that was typed: a slip of the hand should not take a minute to be told."""
-
-VOLATILE_KEYS = frozenset({"_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "is_local"})
-"""Keys that saving writes anew and that change nothing that is computed."""
+"""Patience with an address as it was typed: a typing error should not take a minute to be reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """Weights at a place and revision, found usable as far as files can tell."""
+class Checkpoint(CheckpointFacts):
+    """A checkpoint whose files can be used as far as files can tell: its facts, and where it is."""
 
-    name: str
-    """As the user typed it."""
     path: Path | None
-    """Its files; of an endpoint its tokenizer's, None where that is not known."""
-    kind: str
-    """`local`, `hub`, `builtin` or `endpoint`."""
-    revision: str = ""
-    """Commit of a hub snapshot; empty for a directory."""
-    weights_digest: str
-    """`sha256:...`, as the three below. Empty for an endpoint, whose weights nobody here can see."""
-    tokenizer_digest: str
-    config_digest: str
-    """Over config, generation config and, where remote code is allowed, the checkpoint's own Python files."""
-    digest: str
-    """Over the three: the fingerprint."""
-    model_type: str
-    architecture: str
-    """First of the config's `architectures`; empty where it lists none."""
-    dtype: str
-    """As stored, e.g. `bfloat16`; `unknown` for pickle."""
-    parameters: int
-    """Elements of the stored tensors, tied ones once; 0 for pickle, which is not opened to count."""
-    has_chat_template: bool
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    served: Served | None = None
-    """Of kind `endpoint`: who answers in the place of files."""
+    """Directory of its files; for an endpoint that of its tokenizer, None where that is not known."""
+    served: ServedModel | None = None
+    """For an endpoint: who answers."""
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> CheckpointFacts:
         """What a manifest keeps: everything but the place on this machine."""
-        keys = (
-            "name",
-            "kind",
-            "revision",
-            "digest",
-            "weights_digest",
-            "tokenizer_digest",
-            "config_digest",
-            "model_type",
-        )
-        more = ("architecture", "dtype", "parameters", "has_chat_template", "trust_remote_code", "allow_pickle")
-        found: dict[str, object] = {key: getattr(self, key) for key in (*keys, *more)}
-        return found | ({"url": self.served.url, "served_model": self.served.model} if self.served else {})
-
-
-def _sha256(parts: Iterable[bytes]) -> str:
-    """Digest of byte strings, each led by its length, so that no two lists of parts collide by their joints."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _canonical_json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps({k: v for k, v in content.items() if k not in VOLATILE_KEYS}, sort_keys=True).encode()
-
-
-def _digest_tokenizer(name: str, directory: Path) -> str:
-    parts = []
-    for path in tokenizer_files(directory):
-        config = path.name == "tokenizer_config.json"
-        parts += [path.name.encode(), _canonical_json(read_config(name, path)) if config else path.read_bytes()]
-    return _sha256(parts)
-
-
-def _digest_config(name: str, directory: Path, config: Mapping[str, Any], *, with_code: bool) -> str:
-    generation = directory / "generation_config.json"
-    parts = [_canonical_json(config), _canonical_json(read_config(name, generation)) if generation.is_file() else b""]
-    for path in sorted(directory.glob("*.py")) if with_code else []:
-        parts += [path.name.encode(), path.read_bytes()]
-    return _sha256(parts)
+        names = (field.name for field in dataclasses.fields(CheckpointFacts))
+        return CheckpointFacts(**{name: getattr(self, name) for name in names})
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether a directory has a config and weights, at a glance."""
-    weights = (SAFETENSORS, f"{SAFETENSORS}.index.json")
-    return (directory / "config.json").is_file() and any((directory / file).is_file() for file in weights)
+    """Whether a directory has a config and weights, by file names alone."""
+    names = (weights.SAFETENSORS, f"{weights.SAFETENSORS}.index.json")
+    return (directory / "config.json").is_file() and any((directory / file).is_file() for file in names)
 
 
 def _checkpoints_in(directory: Path) -> list[str]:
-    """Subdirectories that are checkpoints, as the user would type them."""
+    """Paths of subdirectories that are checkpoints, for an error message."""
     if not directory.is_dir():
         return []
     return sorted(str(entry) for entry in directory.iterdir() if entry.is_dir() and is_checkpoint(entry))
@@ -177,7 +95,7 @@ def _locate_builtin(name: str) -> Path:
 
 
 def _locate_hub(name: str, repository: str, revision: str | None, *, files: tuple[str, ...]) -> Path:
-    """A snapshot in the hub's cache, downloaded where it is absent. Raises MissingError where that fails."""
+    """Directory of the snapshot in the hub's cache, downloaded first if needed. Raises MissingError where that fails."""
     asked = f"checkpoint {name!r} is neither a directory here nor to be had from the hub"
     command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
     try:
@@ -196,7 +114,7 @@ def _locate_hub(name: str, repository: str, revision: str | None, *, files: tupl
             mend=(f"where there is a network: {command}", "a local directory: give its path, beginning with ./ or /"),
         )
     try:
-        # A commit that lies whole in the cache needs no list of its files from the hub.
+        # Without the hub's list of files: a commit that the cache holds whole needs none.
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=True))
     except (OSError, ValueError) as error:
         raise unreachable from error
@@ -218,14 +136,14 @@ def _locate_local(name: str, path: Path) -> Path:
 
 
 def _locate(name: str, files: tuple[str, ...]) -> tuple[str, Path, str]:
-    """(kind, directory, revision) of what `name` names; `files` are fetched where it is the hub's."""
+    """(kind, directory, revision) of the checkpoint `name`; from the hub only `files`, glob patterns, are fetched."""
     if not name.strip():
         raise UsageError("checkpoint '' names nothing", mend="a directory, ORG/NAME[@REVISION] or builtin:teacher")
     if name.startswith("builtin:"):
         return BUILTIN, _locate_builtin(name), ""
     path = Path(name).expanduser()
     hub = HUB_ID.fullmatch(name)
-    # `runs/student` where runs/ is a directory here is a path with a slip of the hand, not a repository.
+    # `runs/studnet` where runs/ is a directory here is a misspelt path, not a repository.
     if name.startswith((".", "/", "~")) or path.exists() or hub is None or path.parent.is_dir():
         return LOCAL, _locate_local(name, path), ""
     path = _locate_hub(name, hub["id"], hub["revision"], files=files)
@@ -233,9 +151,9 @@ def _locate(name: str, files: tuple[str, ...]) -> tuple[str, Path, str]:
 
 
 def _check_directory(name: str, path: Path) -> None:
-    """What the directory is instead of a checkpoint. Raises CheckpointError."""
-    if (path / "adapter_config.json").is_file():
-        base = read_config(name, path / "adapter_config.json").get("base_model_name_or_path", "BASE")
+    """Raises CheckpointError for a directory that is something else: an adapter, GGUF, a folder of checkpoints."""
+    if (adapter := small_files.read_object(name, path / "adapter_config.json")) is not None:
+        base = adapter.get("base_model_name_or_path", "BASE")
         named = base if isinstance(base, str) and HUB_ID.fullmatch(base) else "BASE"  # it goes into a command to type
         raise CheckpointError(
             f"checkpoint {name!r} is a PEFT adapter, not a whole checkpoint",
@@ -250,79 +168,80 @@ def _check_directory(name: str, path: Path) -> None:
     if (path / "config.json").is_file():
         return
     if list(path.glob("*.gguf")):
-        find_weight_files(name, path, allow_pickle=False)
+        weights.find_weight_files(name, path, allow_pickle=False)
     inside = _checkpoints_in(path)
     raise CheckpointError(
         f"checkpoint {name!r} has no config.json",
-        found=(f"in {path}: {listing(path)}", *([f"checkpoints in it: {', '.join(inside[:5])}"] if inside else [])),
+        found=(
+            f"in {path}: {small_files.listing(path)}",
+            *([f"checkpoints in it: {', '.join(inside[:5])}"] if inside else []),
+        ),
         mend=f"give {inside[-1]}" if inside else "give a directory that save_pretrained wrote, or hf download fetched",
     )
 
 
-def _resolve(name: str, kind: str, path: Path, revision: str, *, pickle: bool, remote_code: bool) -> Checkpoint:
+def _resolve_files(name: str, kind: str, path: Path, revision: str, *, pickle: bool, remote_code: bool) -> Checkpoint:
     _check_directory(name, path)
-    config = read_config(name, path / "config.json")
-    check_config(name, path, config, trust_remote_code=remote_code)
-    check_tokenizer(name, path)
-    files = find_weight_files(name, path, allow_pickle=pickle)
-    if files[0].suffix == ".safetensors":
-        tensors = read_tensors(name, files)
-        check_shapes(name, path, config, tensors)
-        weights, dtype = digest_tensors(name, tensors), stored_dtype(tensors)
+    files = read_small_files(name, path)
+    preflight.check_config(files, trust_remote_code=remote_code)
+    preflight.check_tokenizer(files)
+    weight_files = weights.find_weight_files(name, path, allow_pickle=pickle)
+    if weight_files[0].suffix == ".safetensors":
+        tensors = weights.read_tensors(name, weight_files)
+        preflight.check_shapes(files, tensors)
+        weights_digest, dtype = weights.digest_tensors(name, tensors), weights.stored_dtype(tensors)
         parameters = sum(tensor.elements for tensor in tensors)
     else:
-        weights, dtype, parameters = digest_files(name, files), "unknown", 0
-    tokenizer = _digest_tokenizer(name, path)
-    code = remote_code and needs_remote_code(path, config)
-    configuration = _digest_config(name, path, config, with_code=code)
+        weights_digest, dtype, parameters = weights.digest_files(name, weight_files), "unknown", 0
+    tokenizer = small_files.digest_tokenizer(files)
+    config = small_files.digest_config(files, with_code=remote_code and bool(preflight.wanted_code(files)))
     return Checkpoint(
         name=name,
         path=path,
         kind=kind,
         revision=revision,
-        weights_digest=weights,
+        weights_digest=weights_digest,
         tokenizer_digest=tokenizer,
-        config_digest=configuration,
-        digest=_sha256([weights.encode(), tokenizer.encode(), configuration.encode()]),
-        model_type=config["model_type"],
-        architecture=next(iter(config.get("architectures") or ()), ""),
+        config_digest=config,
+        digest=digest_parts([weights_digest.encode(), tokenizer.encode(), config.encode()]),
+        model_type=files.config["model_type"],
+        architecture=next(iter(files.config.get("architectures") or ()), ""),
         dtype=dtype,
         parameters=parameters,
-        has_chat_template=has_chat_template(name, path),
+        has_chat_template=preflight.has_chat_template(files),
         trust_remote_code=remote_code,
         allow_pickle=pickle,
     )
 
 
-def _tokenizer_of(served: Served, asked: str | None, *, remote_code: bool) -> Path | None:
-    """Where the tokenizer of a served model lies: as the user says, or where the server itself names a directory here."""
-    if asked is None:
+def _served_files(name: str, served: ServedModel, tokenizer: str | None, *, remote_code: bool) -> SmallFiles | None:
+    """Small files of a served model: in `tokenizer` as typed, or in the directory here by which the server names its model."""
+    if tokenizer is None:
         near = Path(served.model).expanduser()
-        return near if near.is_dir() and tokenizer_files(near) else None
-    path = _locate(asked, HUB_TOKENIZER + (("*.py",) if remote_code else ()))[1]
-    check_tokenizer(asked, path)
-    return path
+        return read_small_files(name, near) if near.is_dir() and small_files.tokenizer_paths(near) else None
+    files = read_small_files(tokenizer, _locate(tokenizer, HUB_TOKENIZER + (("*.py",) if remote_code else ()))[1])
+    preflight.check_tokenizer(files)
+    return files
 
 
-def _resolve_served(name: str, served: Served, tokenizer: str | None, *, remote_code: bool) -> Checkpoint:
-    path = _tokenizer_of(served, tokenizer, remote_code=remote_code)
-    config = read_config(name, path / "config.json") if path and (path / "config.json").is_file() else {}
-    digest = _digest_tokenizer(name, path) if path else ""
-    description = _sha256([served.url.encode(), served.model.encode(), _canonical_json(served.entry)])
+def _resolve_served(name: str, served: ServedModel, tokenizer: str | None, *, remote_code: bool) -> Checkpoint:
+    files = _served_files(name, served, tokenizer, remote_code=remote_code)
+    digest = small_files.digest_tokenizer(files) if files else ""
+    description = digest_parts([served.url.encode(), served.model.encode(), small_files.stable_json(served.entry)])
     return Checkpoint(
         name=name,
-        path=path,
+        path=files.directory if files else None,
         kind=ENDPOINT,
         weights_digest="",
         tokenizer_digest=digest,
         config_digest=description,
-        digest=_sha256([ENDPOINT.encode(), digest.encode(), description.encode()]),
-        model_type=str(config.get("model_type", "unknown")),
-        architecture="",
+        digest=digest_parts([ENDPOINT.encode(), digest.encode(), description.encode()]),
+        model_type=str(files.config.get("model_type", "unknown")) if files else "unknown",
         dtype="unknown",
-        parameters=0,
-        has_chat_template=has_chat_template(name, path) if path else False,
+        has_chat_template=preflight.has_chat_template(files) if files else False,
         trust_remote_code=remote_code,
+        url=served.url,
+        served_model=served.model,
         served=served,
     )
 
@@ -330,13 +249,18 @@ def _resolve_served(name: str, served: Served, tokenizer: str | None, *, remote_
 def resolve(
     name: str, *, allow_pickle: bool = False, trust_remote_code: bool = False, tokenizer: str | None = None
 ) -> Checkpoint:
-    """The checkpoint that `name` names: a directory, `ORG/NAME[@REVISION]` of the hub, `builtin:teacher` or `:student`,
-    or `http(s)://HOST:PORT/v1#MODEL`, whose `tokenizer` is a directory or hub id (`#MODEL` may be left out where only one
-    is served, `tokenizer` where the server names its model by a directory of this machine).
+    """Find, check and fingerprint a checkpoint. `name` is one of
 
-    Reads every byte of the weights once (a bar on standard error after two seconds) and loads nothing.
-    Raises MissingError where there is nothing under that name, CheckpointError where the files cannot be used (both
-    exit code 3), UsageError where the string cannot name a checkpoint (exit code 2).
+        ./student                       a directory
+        ORG/NAME, ORG/NAME@REVISION     a repository of the hub
+        builtin:teacher, builtin:student
+        http(s)://HOST:PORT/v1#MODEL    a served model; #MODEL may be left out where the server has one model
+
+    `tokenizer`: directory or hub id of a served model's tokenizer; not needed where the server names its model by a
+    directory of this machine. Reads every byte of the weights once, with a progress bar after two seconds.
+
+    Raises MissingError where `name` is not there, CheckpointError where its files cannot be used (both exit code 3),
+    UsageError where the string cannot name a checkpoint (exit code 2).
     """
     files = HUB_FILES + (("*.bin",) if allow_pickle else ()) + (("*.py",) if trust_remote_code else ())
     address = parse_address(name)
@@ -344,7 +268,7 @@ def resolve(
         if address is not None:
             return _resolve_served(name, look_up(address, LOOK_UP), tokenizer, remote_code=trust_remote_code)
         kind, path, revision = _locate(name, files)
-        return _resolve(name, kind, path, revision, pickle=allow_pickle, remote_code=trust_remote_code)
+        return _resolve_files(name, kind, path, revision, pickle=allow_pickle, remote_code=trust_remote_code)
     except PermissionError as error:
         raise CheckpointError(
             f"checkpoint {name!r} may not be read",

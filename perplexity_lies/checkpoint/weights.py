@@ -1,25 +1,34 @@
-"""Weight files as they lie on disk: which they are, what tensors they hold, their digest, whether a number is not one.
+"""Weight files on disk: find them, list their tensors, check and hash their bytes.
 
-Safetensors (https://github.com/huggingface/safetensors, "Format": 8-byte little-endian header length, JSON header, one
-buffer without holes) is parsed here, so that a checkpoint is checked and counted before it is loaded, without torch.
-Knows nothing of configs, tokenizers or architectures, and never unpickles: pickle files are only found and hashed.
+    files = find_weight_files("./student", Path("./student"), allow_pickle=False)
+    tensors = read_tensors("./student", files)        names, dtypes, shapes, places; reads headers only
+    digest_tensors("./student", tensors)              "sha256:..."; reads every byte once, refuses NaN and Inf
+
+Parses safetensors itself (https://github.com/huggingface/safetensors, "Format": 8-byte little-endian header length, JSON
+header, one buffer without holes), since a checkpoint is checked before anything is loaded and without torch. Pickle files
+are found and hashed, never unpickled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import pickle
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from perplexity_lies.checkpoint.small_files import AGAIN, listing, refuse_lfs_pointer
+from perplexity_lies.digests import sha256_text
 from perplexity_lies.errors import CheckpointError
 
 SAFETENSORS = "model.safetensors"
@@ -33,10 +42,8 @@ QUIET_S = 2.0
 """No progress bar before this many seconds."""
 
 ZIP_START = b"PK\x03\x04"
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-AGAIN = "save or copy the checkpoint again; from the hub: hf download ORG/NAME --force-download"
 TRAINER_STATE = ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state")
-"""Beginnings of the names of pickle files that a trainer leaves and that are not weights."""
+"""How the names of pickle files begin that a trainer leaves and that hold no weights."""
 
 DTYPES_BY_BITS = {
     4: "F4",
@@ -56,7 +63,7 @@ NOT_FINITE = {
     "F8_E5M2": ("<u1", 0x7C),
     "F8_E4M3": ("<u1", 0x7F),
 }
-"""Bits that are all set in NaN and Inf and in nothing else: the exponent (IEEE 754), in E4M3, which has no Inf, all."""
+"""dtype -> (unsigned type of its width, bits set in NaN and Inf alone): the exponent (IEEE 754); in E4M3, without Inf, all."""
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -77,31 +84,12 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def refuse_lfs_pointer(name: str, path: Path) -> None:
-    """Raises CheckpointError where git-lfs left a pointer, a few lines of text, in place of `path`."""
-    with path.open("rb") as file:
-        start = file.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        raise CheckpointError(
-            f"checkpoint {name!r} was cloned without its large files",
-            found=f"{path.name} is a git-lfs pointer of {path.stat().st_size} bytes",
-            mend=f"git -C {path.parent} lfs pull",
-        )
-
-
-def listing(directory: Path, *, limit: int = 8) -> str:
-    """`config.json, model.safetensors and 3 more`: what lies in a directory, for an error's `found`."""
-    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in directory.iterdir())
-    shown = ", ".join(names[:limit]) or "nothing"
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def _shards(name: str, index: Path) -> tuple[Path, ...]:
-    """Files that a `*.index.json` names. Raises CheckpointError where it is unreadable or a file is absent."""
+    """Files that a `*.index.json` names. Raises CheckpointError where it cannot be read or a file is absent."""
     refuse_lfs_pointer(name, index)
     try:
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"checkpoint {name!r} has an index of shards that cannot be read",
             found=f"{index.name}: {type(error).__name__}: {error}; expected a JSON object with a weight_map",
@@ -125,15 +113,21 @@ def _pickles(directory: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith(TRAINER_STATE))
 
 
+def _found(name: str, directory: Path, file: str) -> tuple[Path, ...]:
+    """`file`, or the shards that its index names; empty where `directory` has neither."""
+    if (directory / file).is_file():
+        return (directory / file,)
+    index = directory / f"{file}.index.json"
+    return _shards(name, index) if index.is_file() else ()
+
+
 def find_weight_files(name: str, directory: Path, *, allow_pickle: bool) -> tuple[Path, ...]:
     """The files that transformers would load from `directory`, safetensors before pickle.
 
     Raises CheckpointError where there is none, a shard is missing, or there is only pickle and `allow_pickle` is false.
     """
-    if (directory / SAFETENSORS).is_file():
-        return (directory / SAFETENSORS,)
-    if (directory / f"{SAFETENSORS}.index.json").is_file():
-        return _shards(name, directory / f"{SAFETENSORS}.index.json")
+    if files := _found(name, directory, SAFETENSORS):
+        return files
     pickles = _pickles(directory)
     if pickles and not allow_pickle:
         raise CheckpointError(
@@ -141,10 +135,8 @@ def find_weight_files(name: str, directory: Path, *, allow_pickle: bool) -> tupl
             found=", ".join(path.name for path in pickles[:5]),
             mend=("if you trust whoever made it: the same command with --allow-pickle", "or save it as safetensors"),
         )
-    if (directory / PICKLE).is_file():
-        return (directory / PICKLE,)
-    if (directory / f"{PICKLE}.index.json").is_file():
-        return _shards(name, directory / f"{PICKLE}.index.json")
+    if files := _found(name, directory, PICKLE):
+        return files
     raise _no_weights(name, directory, pickles)
 
 
@@ -181,7 +173,7 @@ def _broken(name: str, path: Path, what: str, *found: str) -> CheckpointError:
 
 
 def _parse_header(name: str, path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """Header as JSON, and the offset at which the buffer begins."""
+    """(header, byte at which the tensors begin)."""
     start = file.read(8)
     if size == 0:
         raise _broken(name, path, "an empty weights file", "0 bytes")
@@ -198,7 +190,7 @@ def _parse_header(name: str, path: Path, file: BinaryIO, size: int) -> tuple[dic
         raise _broken(name, path, "truncated weights", f"{size} bytes, but its header alone says {8 + length}")
     try:
         header = json.loads(file.read(length))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(name, path, "a corrupt weights header", f"not JSON: {error}") from error
     if not isinstance(header, dict):
         raise _broken(name, path, "a corrupt weights header", f"a JSON {type(header).__name__}, expected an object")
@@ -207,7 +199,7 @@ def _parse_header(name: str, path: Path, file: BinaryIO, size: int) -> tuple[dic
 
 
 def _stored_tensor(name: str, path: Path, tensor: str, entry: object, buffer: int) -> StoredTensor:
-    """One entry of a header, checked."""
+    """One entry of a header, checked. `buffer`: byte at which the tensors begin."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]}:
             well_formed = all(type(extent) is int and extent >= 0 for extent in shape) and 0 <= start <= stop
@@ -229,7 +221,7 @@ def _stored_tensor(name: str, path: Path, tensor: str, entry: object, buffer: in
 
 
 def _read_file(name: str, path: Path) -> list[StoredTensor]:
-    """Tensors of one safetensors file. Raises CheckpointError where header and bytes do not agree."""
+    """Tensors of one safetensors file. Raises CheckpointError where header and file size do not agree."""
     refuse_lfs_pointer(name, path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -274,7 +266,7 @@ def read_tensors(name: str, files: Sequence[Path]) -> list[StoredTensor]:
 
 
 def stored_dtype(tensors: Sequence[StoredTensor]) -> str:
-    """`bfloat16`, `float32`, ...: the dtype that holds most numbers, floating ones before packed or integer ones."""
+    """The dtype that holds most numbers (`bfloat16`, ...); integer and packed dtypes only where there is no floating one."""
     elements: dict[str, int] = {}
     for tensor in tensors:
         elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.elements
@@ -282,35 +274,24 @@ def stored_dtype(tensors: Sequence[StoredTensor]) -> str:
     return DTYPE_NAMES.get(most, most.lower())
 
 
-class _Meter:
-    """A bar of bytes with an estimate, on standard error where that is a terminal, not before `QUIET_S`."""
+@contextlib.contextmanager
+def _meter(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, where that is a terminal, not before `QUIET_S`; yields what advances it by bytes."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    began_s = time.monotonic()
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(title, total=total_bytes)
 
-    def __init__(self, title: str, total_bytes: int) -> None:
-        self._title, self._total = title, total_bytes
-        self._began_s = time.monotonic()
-        self._done = 0
-        self._bar: Any = None
+    def advance(count: int) -> None:
+        bar.advance(task, count)
+        if time.monotonic() - began_s > QUIET_S:
+            bar.start()  # does nothing where it has started
 
-    def __enter__(self) -> _Meter:
-        return self
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        if self._bar is None and time.monotonic() - self._began_s > QUIET_S:
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-            console = Console(stderr=True)
-            self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-            self._bar.add_task(self._title, total=self._total)
-            self._bar.start()
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    try:
+        yield advance
+    finally:
+        bar.stop()
 
 
 def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
@@ -324,7 +305,7 @@ def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _count_not_finite(chunk: bytes, dtype: str) -> int:
-    """How many of the numbers in `chunk` are NaN or Inf."""
+    """Number of NaN and Inf in `chunk`; 0 for a dtype that has none."""
     if dtype not in NOT_FINITE:
         return 0
     unsigned, mask = NOT_FINITE[dtype]
@@ -342,14 +323,14 @@ def digest_tensors(name: str, tensors: Sequence[StoredTensor]) -> str:
     bad: list[tuple[StoredTensor, int]] = []
     handles = {path: path.open("rb") for path in {tensor.file for tensor in tensors}}
     try:
-        with _Meter(f"hashing {name}", sum(tensor.stop - tensor.start for tensor in tensors)) as meter:
+        with _meter(f"hashing {name}", sum(tensor.stop - tensor.start for tensor in tensors)) as advance:
             for tensor in sorted(tensors, key=lambda tensor: tensor.name):
                 digest.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode() + b"\n")
                 not_finite = 0
                 for chunk in _chunks(handles[tensor.file], tensor.start, tensor.stop):
                     digest.update(chunk)
                     not_finite += _count_not_finite(chunk, tensor.dtype)
-                    meter.advance(len(chunk))
+                    advance(len(chunk))
                 if not_finite:
                     bad.append((tensor, not_finite))
     finally:
@@ -367,7 +348,7 @@ def digest_tensors(name: str, tensors: Sequence[StoredTensor]) -> str:
 
 
 def _check_pickle(name: str, path: Path) -> int:
-    """Size of what torch.save may have written: a whole zip archive or, before torch 1.6, a bare pickle."""
+    """Size in bytes of a torch.save file: a whole zip archive or, before torch 1.6, a bare pickle. Raises CheckpointError."""
     refuse_lfs_pointer(name, path)
     size = path.stat().st_size
     if size == 0:
@@ -388,12 +369,12 @@ def digest_files(name: str, files: Sequence[Path]) -> str:
     """
     digests = []
     sizes = [_check_pickle(name, path) for path in files]
-    with _Meter(f"hashing {name}", sum(sizes)) as meter:
+    with _meter(f"hashing {name}", sum(sizes)) as advance:
         for path, size in zip(files, sizes, strict=True):
             digest = hashlib.sha256()
             with path.open("rb") as file:
                 for chunk in _chunks(file, 0, size):
                     digest.update(chunk)
-                    meter.advance(len(chunk))
+                    advance(len(chunk))
             digests.append(digest.hexdigest())
-    return f"sha256:{hashlib.sha256(''.join(sorted(digests)).encode()).hexdigest()}"
+    return f"sha256:{sha256_text(''.join(sorted(digests)))}"

@@ -1,8 +1,14 @@
-"""Engines: a loaded checkpoint that can score and generate. The table names every engine; each is imported when asked for."""
+"""Engines load a checkpoint, score given tokens and write replies.
+
+    open_engine("torch", checkpoint, EngineOptions())  ->  an `Engine` (engines/base.py)
+
+To add an engine, write one file with a subclass of `Engine` and add one row to `ENGINES`. Its module is imported when the
+engine is opened, not before.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from perplexity_lies.errors import UsageError, from_table, nearest
 
@@ -10,21 +16,28 @@ if TYPE_CHECKING:
     from perplexity_lies.checkpoint.lookup import Checkpoint
     from perplexity_lies.engines.base import Engine, EngineOptions
 
-ENGINES = {
-    "torch": "perplexity_lies.engines.torch:TorchEngine",
-    "vllm": "perplexity_lies.engines.vllm:VllmEngine",
-    "endpoint": "perplexity_lies.engines.endpoint:EndpointEngine",
-}
-"""Engine name -> `module:class`. The class is called with (checkpoint, options)."""
 
-EXTRA_OF_ENGINE = {"torch": "torch", "vllm": "vllm", "endpoint": "torch"}
-"""Which extra of the distribution brings an engine's libraries."""
+class Listed(NamedTuple):
+    """Where an engine lives and what it needs."""
+
+    home: str
+    """`module:class`; the class is called with (checkpoint, options)."""
+    extra: str
+    """The extra of this distribution that installs the engine's libraries."""
+
+
+ENGINES = {
+    "torch": Listed("perplexity_lies.engines.torch:TorchEngine", extra="torch"),
+    "vllm": Listed("perplexity_lies.engines.vllm:VllmEngine", extra="vllm"),
+    "endpoint": Listed("perplexity_lies.engines.endpoint:EndpointEngine", extra="torch"),
+}
+"""Every engine by the name that `--engine` takes."""
 
 
 def engine_of(name: str, checkpoint: Checkpoint) -> str:
-    """The engine that runs `checkpoint` where `name` was asked for: an address is an endpoint's, whatever runs the others.
+    """The engine to use when the user named `name`: a checkpoint at an address always gets `endpoint`.
 
-    Raises UsageError for a name that the table lacks, and for the endpoint engine on a checkpoint that has no address.
+    Raises UsageError for an unknown name, and for `endpoint` with a checkpoint that has no address.
     """
     if name not in ENGINES:
         raise UsageError(
@@ -42,11 +55,12 @@ def engine_of(name: str, checkpoint: Checkpoint) -> str:
 
 
 def open_engine(name: str, checkpoint: Checkpoint, options: EngineOptions) -> Engine:
-    """The engine that `engine_of` names, loaded with `checkpoint`.
+    """Load `checkpoint` into the engine that `engine_of` picks.
 
-    Raises UsageError as it does, and MissingError, naming the extra, when the engine's library is absent.
+    Raises UsageError as `engine_of` does, and MissingError, naming the extra to install, when a library is absent.
     """
     name = engine_of(name, checkpoint)
-    factory = from_table(ENGINES[name], f"the engine {name!r} cannot start", EXTRA_OF_ENGINE[name])
+    listed = ENGINES[name]
+    factory = from_table(listed.home, f"the engine {name!r} cannot start", listed.extra)
     engine: Engine = factory(checkpoint, options)
     return engine

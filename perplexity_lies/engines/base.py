@@ -1,28 +1,34 @@
-"""What an engine is: requests arrive as a whole, results stream back in batches.
+"""The contract of every engine: what it is asked (requests), what it gives back (results), and the class `Engine` itself.
 
-One engine object serves both protocols, so that a gap can only come from the protocol. Knows nothing of lm-eval,
-evalscope, items or scores. Standard library only.
+    request = GenerateRequest(prompt="2 + 2 =", add_special_tokens=True, max_new_tokens=8)
+    for batch in engine.generate([request]):
+        for result in batch:
+            result.key == request.key, result.text
+
+An engine gets all its requests at once and yields results in batches, in an order of its own; the key tells which result
+answers which request. One engine object serves every rung of a run, so a gap between rungs cannot come from dtype, tokenizer
+or chat template. This module needs no torch.
 """
 
 from __future__ import annotations
 
 import abc
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from perplexity_lies.digests import content_key, without_defaults
+
 Message = dict[str, str]
-"""`{"role": "system" | "user" | "assistant", "content": text}`, as transformers' chat templates take it."""
+"""`{"role": "system" | "user" | "assistant", "content": text}`, the form that transformers' chat templates take."""
 
 FinishReason = Literal["stop", "stop_string", "length"]
-"""Of one row: its end token, one of its stop strings, or its budget."""
+"""Why a reply ended: at an end token, at a stop string, or because its budget was used up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """How a checkpoint is loaded. Enters the run's manifest."""
+    """How to load a checkpoint. The run's manifest records them."""
 
     device: str = "auto"
     """`auto` (cuda where there is one, else cpu), `cpu`, `cuda`, `cuda:N`."""
@@ -31,39 +37,40 @@ class EngineOptions:
     batch_tokens: int = 8192
     """Most prompt tokens in one forward pass."""
     slots: int = 64
-    """Most rows that are decoded together."""
+    """Most rows decoded together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRequest:
-    """Log-likelihood of `continuation_ids` after `context_ids`."""
+    """Wanted: the log-likelihood of `continuation_ids` after `context_ids`."""
 
     context_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
+    key: str = field(default="", init=False, compare=False, repr=False)
+    """Hash of the request's content; see `_set_key`."""
 
-    @property
-    def key(self) -> str:
-        """Content hash: equal requests have equal keys."""
-        return _digest(["score", self.context_ids, self.continuation_ids])
+    def __post_init__(self) -> None:
+        _set_key(self, "score")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreResult:
-    """What the checkpoint says of one continuation."""
+    """The log-likelihood of one continuation."""
 
     key: str
+    """The key of its request."""
     loglikelihood_nats: float
-    """Sum over the continuation's tokens."""
+    """Sum over the tokens of the continuation."""
     is_greedy: bool
     """Whether every token of the continuation is the most likely one."""
     context_tokens: int
     continuation_tokens: int
     truncated_tokens: int = 0
-    """Tokens cut from the left because the whole did not fit the context."""
+    """Tokens cut from the left because context and continuation did not fit."""
     error: str = ""
-    """Why there is no log-likelihood (the number above is then no measurement); empty for an answer."""
+    """Why there is no log-likelihood (`loglikelihood_nats` then means nothing); empty when there is one."""
     failed: bool = False
-    """Whether `error` tells of a failure that another try might not meet, rather than of a request that cannot be run."""
+    """Whether trying again might help. False for a request that cannot be run at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,28 +85,38 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
-    """Continue `prompt`. The chat template, if any, is already in it (`Engine.render_chat`)."""
+    """Wanted: a reply to `prompt`, which already contains the chat template, if any (`Engine.render_chat`)."""
 
     prompt: str
     add_special_tokens: bool
-    """Whether the tokenizer adds its own (a chat template has already placed them)."""
+    """Whether the tokenizer adds its special tokens. False after a chat template, which has placed them."""
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    """The reply ends before the first of these strings."""
     sampling: Sampling = Sampling()
     seed: int = 0
-    """Of this row alone: its text does not depend on its neighbours."""
+    """Random seed of this row; the rest of the batch does not affect it."""
     max_prompt_tokens: int | None = None
     """Cut the prompt from the left to this many tokens, as lm-eval does; None never cuts, as evalscope."""
     messages: tuple[tuple[str, str], ...] = ()
-    """(role, content) of a chat that goes to the engine as it is (`Engine.takes_messages`); `prompt` is then its transcript."""
+    """(role, content) pairs for an engine that applies the chat template itself (`Engine.takes_messages`).
 
-    @property
-    def key(self) -> str:
-        """Content hash: equal requests have equal keys."""
-        content = asdict(self)
-        if not self.messages:
-            del content["messages"]
-        return _digest(["generate", content])
+    `prompt` is then their transcript.
+    """
+    key: str = field(default="", init=False, compare=False, repr=False)
+    """Hash of the request's content; see `_set_key`."""
+
+    def __post_init__(self) -> None:
+        _set_key(self, "generate")
+
+
+def _set_key(request: ScoreRequest | GenerateRequest, kind: str) -> None:
+    """Give a request its key: equal requests have equal keys, and journals find their results by it.
+
+    Fields at their default are left out, so a field added later leaves today's keys (and journals) as they are. The key is
+    computed once, here, because a run reads it several times for each request.
+    """
+    object.__setattr__(request, "key", content_key([kind, without_defaults(request)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,74 +124,91 @@ class GenerateResult:
     """One reply."""
 
     key: str
+    """The key of its request."""
     text: str
     """Without special tokens, cut before the stop string."""
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
-    """With the end token, where there was one."""
+    """Tokens generated, the end token included."""
+    token_ids: tuple[int, ...] = ()
+    """Ids of the reply as generated, end token and stop string included; empty where the engine does not know them."""
     truncated_tokens: int = 0
+    """Tokens cut from the left of the prompt."""
     beyond_context_tokens: int = 0
     """Tokens at positions beyond the checkpoint's stated context."""
     smallest_margin: float | None = None
-    """Greedy: the least by which a token of the reply was ahead of the second best, in logits. None when unknown."""
+    """Smallest lead, in logits, of a greedy token over the second best. None for a sampled reply, and when unknown."""
     error: str = ""
-    """Why the row could not be run; empty for a reply."""
+    """Why there is no reply; empty when there is one."""
     failed: bool = False
-    """Whether `error` tells of a failure that another try might not meet, rather than of a request that cannot be run."""
+    """Whether trying again might help. False for a request that cannot be run at all."""
 
 
 Finished = Callable[[str], bool]
-"""Whether the result with this key is already on disk."""
+"""Tells whether the result with this key is already on disk."""
 
 
 def nothing_finished(key: str) -> bool:
-    """The `Finished` of a fresh start."""
+    """The `Finished` of a fresh run: no result is on disk."""
     return False
 
 
 class CannotShare(Exception):
-    """Why a checkpoint's state cannot be forked, or cannot stand in slots."""
+    """Why the state of a checkpoint cannot be forked, or cannot be batched in slots."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownModel:
+    """The model an engine has loaded. The artifact guard calls it directly and compares with what the engine answers."""
+
+    model: Any
+    """A transformers causal LM in eval mode, on its device."""
+    dtype: str
+    """Dtype of the weights: `float32`, `bfloat16`, `float16`."""
+    threads: int
+    """CPU threads the engine computes with."""
 
 
 class Engine(abc.ABC):
-    """A loaded checkpoint. `tokenizer` is a transformers tokenizer; None where a server's is not known.
+    """A loaded checkpoint.
 
-    The torch engine plans batches over *all* requests and runs a batch whole of which any result is missing: what is
-    computed does not depend on where an earlier run was killed, to the last bit.
+    The torch engine plans its batches over all requests and runs a batch whole if any result of it is missing. Where an
+    earlier run was killed then changes no result, not even in the last bit.
     """
 
     tokenizer: Any
+    """A transformers tokenizer; None where the tokenizer of a server is not known."""
 
     @property
     @abc.abstractmethod
     def context_tokens(self) -> int:
-        """The checkpoint's stated context, found as lm-eval finds it."""
+        """The checkpoint's stated context, found by lm-eval's rule."""
 
     @property
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What was chosen at loading (device, dtype, threads ...), for the manifest."""
+        """What the engine chose when it loaded (device, dtype, threads ...), for the manifest."""
 
     @abc.abstractmethod
     def score(
         self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
     ) -> Iterator[list[ScoreResult]]:
-        """Batches of results, each distinct key once, in the engine's own order."""
+        """Batches of results in the engine's own order; requests with equal keys get one result."""
 
     @abc.abstractmethod
     def generate(
         self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
     ) -> Iterator[list[GenerateResult]]:
-        """Batches of results, each distinct key once, in the engine's own order."""
+        """Batches of results in the engine's own order; requests with equal keys get one result."""
 
     @abc.abstractmethod
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Token ids. None lets the tokenizer decide, unless the text already opens with its BOS (lm-eval's rule)."""
+        """Token ids. None: the tokenizer decides, except that a text which opens with BOS gets no second (lm-eval's rule)."""
 
     @abc.abstractmethod
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """Messages through the checkpoint's own chat template; `role: content` lines where it has none (evalscope's rule)."""
+        """Messages in the checkpoint's chat template; `role: content` lines where it has none (evalscope's rule)."""
 
     @property
     @abc.abstractmethod
@@ -182,15 +216,16 @@ class Engine(abc.ABC):
         """Whether `render_chat` uses a template of the checkpoint."""
 
     @property
+    def shown(self) -> ShownModel | None:
+        """The loaded model, for an engine that holds it in this process; None otherwise. The guard sees more with it."""
+        return None
+
+    @property
     def why_no_score(self) -> str:
-        """Why this engine has no log-likelihoods of given tokens; empty where it has them."""
+        """Why this engine cannot give log-likelihoods; empty when it can."""
         return ""
 
     @property
     def takes_messages(self) -> bool:
-        """Whether a chat goes to the engine as messages, because the template is applied where the weights are."""
+        """Whether chats are sent as messages because the server applies the template."""
         return False
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,6 +1,7 @@
-"""One reply as it grows: the next token, when it ends, and what it says.
+"""One reply while it is generated: choose the next token, decide whether the reply has ended, turn it into a result.
 
-Knows nothing of models, batches or states.
+`choose` picks a token for each row off the logits, `advance` adds it to its row, `result_of` makes the result of a row that has
+ended. Sampling follows the order of HF's warpers: temperature, top-k, top-p.
 """
 
 from __future__ import annotations
@@ -14,24 +15,27 @@ import torch
 from perplexity_lies.engines.base import FinishReason, GenerateRequest, GenerateResult, Sampling
 
 STOP_WINDOW_TOKENS = 16
-"""A stop string is looked for in the text of this many last tokens, plus one for each of its characters."""
+"""Stop strings are searched in the text of the last STOP_WINDOW_TOKENS + (characters of the longest stop string) tokens."""
 
 
 @dataclass(slots=True)
 class Row:
-    """One reply as it grows."""
+    """A reply while it is generated."""
 
     request: GenerateRequest
     prompt_ids: tuple[int, ...]
     truncated_tokens: int = 0
     ids: list[int] = field(default_factory=list)
-    """Tokens so far, the end token included."""
+    """Tokens generated so far, the end token included."""
     finish_reason: FinishReason | None = None
+    """None until the reply has ended."""
     generator: torch.Generator | None = None
+    """The row's own, for a sampled row."""
     smallest_margin: float | None = None
+    """Smallest lead of a greedy token over the second best so far, in logits."""
 
     def refused(self, why: str) -> GenerateResult:
-        """The result of a row that could not be run."""
+        """The result of a row that cannot be run, with the reason."""
         return GenerateResult(
             key=self.request.key, text="", finish_reason="length", prompt_tokens=len(self.prompt_ids), completion_tokens=0,
             truncated_tokens=self.truncated_tokens, error=why,
@@ -39,7 +43,7 @@ class Row:
 
 
 def next_token(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """One token from `logits` [vocabulary]: greedy, or temperature, then top-k, then top-p, as HF's warpers order them."""
+    """One token off `logits` [vocabulary]: the greedy one at temperature 0, else one drawn by `generator`."""
     if sampling.temperature <= 0:
         return int(logits.argmax())
     scores = logits.float().cpu() / sampling.temperature
@@ -55,9 +59,9 @@ def next_token(logits: torch.Tensor, sampling: Sampling, generator: torch.Genera
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """The next token of each row off `logits` [rows, vocabulary], by the row's own sampling.
+    """The next token of each row off `logits` [rows, vocabulary], by that row's sampling.
 
-    A greedy row remembers its narrowest choice.
+    Updates `smallest_margin` of greedy rows that have not ended.
     """
     greedy: list[int] = logits.argmax(-1).tolist()
     best, second = logits.topk(min(2, logits.shape[-1])).values.float().T[[0, -1]]
@@ -73,18 +77,21 @@ def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Text of a reply, as evalscope's local inference decodes it."""
+    """Text of a reply, decoded as evalscope's local inference does."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int:
-    """Where the earliest stop string begins in `text`; -1 when none does."""
+    """Index in `text` of the first stop string; -1 when there is none."""
     return min((at for at in (text.find(s) for s in stop if s) if at >= 0), default=-1)
 
 
 def advance(row: Row, token: int, tokenizer: Any, end_ids: frozenset[int], positions_end: int | None) -> None:
-    """Add a token to a row and settle whether it is finished. No position at or beyond `positions_end` can be run."""
+    """Add a token to a row and set `finish_reason` if that ends it.
+
+    `positions_end`: length of the model's position table; a row that reaches it ends. None where there is no such table.
+    """
     row.ids.append(token)
     request = row.request
     if token in end_ids:
@@ -99,7 +106,7 @@ def advance(row: Row, token: int, tokenizer: Any, end_ids: frozenset[int], posit
 
 
 def result_of(row: Row, tokenizer: Any, context_tokens: int) -> GenerateResult:
-    """The finished row as a result."""
+    """The result of a row that has ended."""
     assert row.finish_reason is not None
     text = decode_text(tokenizer, row.ids)
     cut = first_stop(text, row.request.stop)
@@ -109,6 +116,7 @@ def result_of(row: Row, tokenizer: Any, context_tokens: int) -> GenerateResult:
         finish_reason=row.finish_reason,
         prompt_tokens=len(row.prompt_ids),
         completion_tokens=len(row.ids),
+        token_ids=tuple(row.ids),
         truncated_tokens=row.truncated_tokens,
         smallest_margin=row.smallest_margin,
         beyond_context_tokens=max(0, len(row.prompt_ids) + len(row.ids) - context_tokens),

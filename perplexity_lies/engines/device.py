@@ -1,8 +1,10 @@
-"""Which device a name means. Knows nothing of models."""
+"""The device that `--device` names, and how many CPU threads torch computes with."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 
@@ -10,7 +12,7 @@ from perplexity_lies.errors import MissingError, UsageError
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises UsageError for others and MissingError for a GPU that is not there."""
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises UsageError for other names, MissingError for an absent GPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -27,3 +29,14 @@ def resolve_device(name: str) -> torch.device:
             mend="--device cuda:0",
         )
     return device
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` CPU threads, then with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,15 +1,13 @@
-"""The endpoint engine: any OpenAI-compatible server, asked in parallel, each request until it is answered or plainly is not.
+"""The endpoint engine: scores and generates with any OpenAI-compatible server, `slots` requests at a time.
 
-Log-likelihoods come from POST /completions with `echo` and `logprobs` (lm-eval's `local-completions`): token ids where the
-server takes them, else a text whose tokens, counted and spelled by the server, must be the ones that were meant. One token
-is generated and dropped, for servers differ in what none means. A server without echo can only generate: /completions with
-the rendered prompt where the tokenizer is known, else /chat/completions with the messages. Which of these it is, a probe
-of a few one-token requests tells when the engine opens.
+Log-likelihoods come from POST /completions with `echo` and `logprobs` (lm-eval's `local-completions`). Prompts go as token
+ids where the server takes them, else as text whose tokens, counted and spelled by the server, must be the intended ones.
+One token is generated and dropped, since servers differ in what zero tokens mean. A server without echo can only generate:
+/completions with the rendered prompt where the tokenizer is known, else /chat/completions with the messages. `ability`
+finds out which when the engine opens.
 
-A failure that persists is a result with its reason, never a number; but only once the server has answered something else.
-A server that answers nothing any more ends the run, which the same command continues.
-
-Knows nothing of protocols, items or the disk, and of the server's weights, dtype and defaults only what it says.
+A request that fails at every attempt becomes a result with its reason, never a number, but only once the server has
+answered a later request. A server that answers nothing any more ends the run; the same command continues it.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from perplexity_lies.checkpoint.client import LOCKED, Failed, Patience, Refused, Server, locked_out
+from perplexity_lies.checkpoint.client import LOCKED, Client, Failed, Patience, Refused, locked_out
 from perplexity_lies.checkpoint.lookup import Checkpoint
 from perplexity_lies.engines import tokens
 from perplexity_lies.engines.ability import NO_TOKENIZER, PROBE, find_ability
@@ -43,29 +41,29 @@ from perplexity_lies.engines.replies import an_object, letters, read_logprobs, r
 from perplexity_lies.errors import MissingError
 
 PROBE_ATTEMPTS = 3
-"""A server that fails every form of the question should say so soon."""
+"""Attempts for each form of request when the engine opens: a server that fails them all should be reported soon."""
 
 HELD_FAILURES = 16
-"""After this many in a row the server is asked whether it is there at all."""
+"""After this many failures in a row the engine checks that the server still answers."""
 
 Result = ScoreResult | GenerateResult
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request as the server is asked it."""
+    """One request in the form in which it is sent."""
 
     key: str
     path: str
     body: dict[str, Any]
     read: Callable[[Any], Result]
-    """The result off a reply. Raises ValueError, KeyError, TypeError or IndexError for another kind of reply."""
+    """The result in a reply. Raises one of `MALFORMED` for another form of reply."""
     lost: Callable[[str, bool], Result]
-    """The result of a request that was not answered: (reason, whether it failed rather than being refused)."""
+    """The result without a reply, from (reason, whether it failed rather than was refused)."""
 
 
 class EndpointEngine(Engine):
-    """See the module."""
+    """A served model; the module's docstring says how it is used."""
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions, patience: Patience | None = None) -> None:
         assert checkpoint.served is not None
@@ -73,16 +71,16 @@ class EndpointEngine(Engine):
         self.tokenizer = load_tokenizer(checkpoint) if checkpoint.path else None
         self._context_tokens = self.served.context_tokens or self._stated_context(checkpoint)
         few = replace(self.patience, attempts=min(PROBE_ATTEMPTS, self.patience.attempts))
-        with contextlib.closing(self._connect(few)) as server:
-            self.ability = find_ability(server, self.served.model, self.tokenizer)
+        with contextlib.closing(self._connect(few)) as client:
+            self.ability = find_ability(client, self.served.model, self.tokenizer)
 
-    def _connect(self, patience: Patience) -> Server:
-        return Server(self.served.url, patience, connections=self.options.slots)
+    def _connect(self, patience: Patience) -> Client:
+        return Client(self.served.url, patience, connections=self.options.slots)
 
     def _stated_context(self, checkpoint: Checkpoint) -> int:
         config = None
         if checkpoint.path and (checkpoint.path / "config.json").is_file():
-            # As plain values: the server knows this type of model, transformers here need not.
+            # Plain values: transformers here need not know this type of model.
             text = (checkpoint.path / "config.json").read_text(encoding="utf-8")
             config = json.loads(text, object_hook=lambda found: SimpleNamespace(**found))
         return tokens.context_tokens(config, self.tokenizer)
@@ -103,7 +101,7 @@ class EndpointEngine(Engine):
 
     @property
     def has_chat_template(self) -> bool:
-        return not self.takes_messages and tokens.has_chat_template(self.tokenizer)
+        return not self.takes_messages and tokens.has_template(self.tokenizer)
 
     @property
     def takes_messages(self) -> bool:
@@ -114,7 +112,7 @@ class EndpointEngine(Engine):
         return self.ability.why_no_score
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Raises MissingError where the tokenizer is not known."""
+        """Token ids of `text`. Raises MissingError where the tokenizer is not known."""
         if self.tokenizer is None:
             raise MissingError(f"{self.served.model} at {self.served.url} cannot be given tokens", found=NO_TOKENIZER)
         return tokens.encode(self.tokenizer, text, add_special_tokens)
@@ -137,7 +135,7 @@ class EndpointEngine(Engine):
         return self._ask_all([request for request in requests if not finished(request.key)], self._generate_job)
 
     def prompt_of(self, ids: Sequence[int]) -> list[int] | str:
-        """Token ids as the server takes a prompt."""
+        """`ids` in the form in which the server takes a prompt: themselves, or their text."""
         if self.ability.prompts == "ids":
             return list(ids)
         added = self.ability.added_ids
@@ -220,21 +218,21 @@ class EndpointEngine(Engine):
         return Job(request.key, path, body, read, lost)
 
     def _ask_all(self, requests: Sequence[Any], job_of: Callable[[Any], Job]) -> Iterator[list[Any]]:
-        """Results as they come, at most `slots` requests on their way.
+        """Yields results as they arrive, with at most `slots` requests under way.
 
-        A failure is held back until something sent after it is answered: only then is it the item's own.
+        Holds a failure back until a request sent after it is answered: only then is it the item's own fault.
         """
         waiting = iter({request.key: request for request in requests}.values())
-        server = self._connect(self.patience)
+        client = self._connect(self.patience)
         pool = ThreadPoolExecutor(self.options.slots, thread_name_prefix="plies-endpoint")
         running: dict[Future[Result], int] = {}
         held: list[tuple[int, Result]] = []
-        """Each with the number of the first request that was sent after it failed."""
+        """(number of the first request sent after it failed, failed result)."""
         sent = 0
         try:
             while True:
                 while len(running) < self.options.slots and (request := next(waiting, None)) is not None:
-                    running[pool.submit(self._answer, server, job_of(request))] = sent
+                    running[pool.submit(self._answer, client, job_of(request))] = sent
                     sent += 1
                 if not running:
                     break
@@ -243,7 +241,7 @@ class EndpointEngine(Engine):
                 answered = [result for _, result in done if not result.failed]
                 alive = max((number for number, result in done if not result.failed), default=-1)
                 if not answered and len(held) >= HELD_FAILURES:
-                    self._check_alive(server, [result for _, result in held])
+                    self._check_alive(client, [result for _, result in held])
                     alive = sent
                 answered += [result for after, result in held if after <= alive]
                 held = [(after, result) for after, result in held if after > alive]
@@ -251,15 +249,15 @@ class EndpointEngine(Engine):
                     yield answered
             if held:
                 failures = [result for _, result in held]
-                self._check_alive(server, failures)
+                self._check_alive(client, failures)
                 yield failures
         finally:
-            server.close()  # first: given up half-way, nobody waits for what is still on its way
+            client.close()  # before the pool: where the caller gave up, no thread waits for its next attempt
             pool.shutdown(cancel_futures=True)
 
-    def _answer(self, server: Server, job: Job) -> Result:
+    def _answer(self, client: Client, job: Job) -> Result:
         try:
-            return server.ask(job.path, job.body, job.read, job.key)
+            return client.ask(job.path, job.body, job.read, job.key)
         except Failed as error:
             return job.lost(str(error), True)
         except Refused as error:
@@ -267,15 +265,15 @@ class EndpointEngine(Engine):
                 raise locked_out(self.served.url, error) from error
             return job.lost(str(error), False)
 
-    def _check_alive(self, server: Server, held: Sequence[Result]) -> None:
-        """Raise MissingError unless the server still answers the simplest request."""
+    def _check_alive(self, client: Client, held: Sequence[Result]) -> None:
+        """Raises MissingError unless the server still answers the simplest request."""
         body: dict[str, Any] = {"model": self.served.model, "max_tokens": 1, "temperature": 0}
         if self.takes_messages:
             path, body["messages"] = "/chat/completions", [{"role": "user", "content": PROBE}]
         else:
             path, body["prompt"] = "/completions", self.prompt_of(self.encode(PROBE, False))
         try:
-            server.ask(path, body, an_object)
+            client.ask(path, body, an_object)
         except (Failed, Refused) as error:
             raise MissingError(
                 f"{self.served.url} no longer answers",

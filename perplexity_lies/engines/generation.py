@@ -1,10 +1,10 @@
-"""Continuous batching: prompts are prefilled into free slots, all slots decode together, a finished row leaves at once.
+"""Generation with continuous batching: prompts enter free slots, all slots decode together, a row that ends leaves at once.
 
-Prompts that share a prefix run it once: the plan is the scorer's tree, walked in depth, with the state of each branch point
-kept until the last prompt below it is in its slot. Prompts of equal length below one branch point are prefilled together.
-Each sampled row has its own generator, so a row's text depends on nobody else's.
+Prompts with a common prefix compute it once. The plan is the scorer's prefix tree, walked depth first; the state at a branch
+point is kept until the last prompt below it has its slot. Prompts of equal length below one branch point are prefilled
+together. Each sampled row has its own random generator, so a row's text does not depend on the rest of the batch.
 
-Knows nothing of protocols or the disk.
+`generate_by_length` is the plain path for checkpoints whose state cannot be batched in slots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from perplexity_lies.engines.slots import Slots
 from perplexity_lies.engines.state import bytes_of, gather, state_argument, state_of
 
 Prefilled = tuple[Any, torch.Tensor, list[Row]]
-"""A state of rows, their next logits [rows, vocabulary], and the rows."""
+"""The state after some prompts, the logits of their next tokens [rows, vocabulary], and their rows."""
 
 
 def generate_in_slots(
@@ -35,7 +35,7 @@ def generate_in_slots(
     budget: Budget,
     finished: Finished,
 ) -> Iterator[list[GenerateResult]]:
-    """Results as rows finish. Rows that are finished already are not run."""
+    """Results as rows end. Rows whose result is on disk already (`finished`) are not run."""
     yield from _Batch(model, tokenizer, end_ids, context_tokens, budget).run(_waiting(rows, finished))
 
 
@@ -49,9 +49,9 @@ def generate_by_length(
     finished: Finished,
     again_at: int | None = None,
 ) -> Iterator[list[GenerateResult]]:
-    """The plain path, for states that cannot stand in slots: prompts of one length together, each batch to its end.
+    """The plain path: batches of prompts of one length, each batch decoded until all its rows have ended.
 
-    A state that has read `again_at` tokens is given up, and all of them are read again with what follows.
+    At `again_at` tokens the state is dropped and recomputed from all tokens so far (a rotary embedding changes there).
     """
     batch_of: dict[int, list[Row]] = {}
     for row in sorted(_waiting(rows, finished), key=lambda row: -len(row.prompt_ids)):
@@ -73,9 +73,9 @@ def _to_the_end(
     positions_end: int | None,
     again_at: int | None,
 ) -> None:
-    """Decode rows of one length in lock step; what a finished row goes on to say is not read.
+    """Decode rows of one length together until all have ended; tokens of a row after its end are ignored.
 
-    A model whose output carries no state reads everything again for every token.
+    A model that returns no state runs the whole sequence again for every token.
     """
     device = next(model.parameters()).device
     name = state_argument(model)
@@ -100,7 +100,7 @@ def _to_the_end(
 
 
 def _waiting(rows: Sequence[Row], finished: Finished) -> list[Row]:
-    """Rows to run, each sampled one with its own generator."""
+    """The rows without a result on disk; sampled ones get their random generator."""
     waiting = [row for row in rows if not finished(row.request.key)]
     for row in waiting:
         if row.request.sampling.temperature > 0:
@@ -109,11 +109,12 @@ def _waiting(rows: Sequence[Row], finished: Finished) -> list[Row]:
 
 
 def _positions_end(model: Any, context_tokens: int) -> int | None:
+    """Length of the model's table of learned positions; None where there is none."""
     return context_tokens if model.config.model_type in LEARNED_POSITIONS else None
 
 
 class _Batch:
-    """One run of the slots."""
+    """One call of `generate_in_slots`: the rows that run now, by slot."""
 
     def __init__(
         self, model: Any, tokenizer: Any, end_ids: frozenset[int], context_tokens: int, budget: Budget
@@ -124,6 +125,7 @@ class _Batch:
         self.running: dict[int, Row] = {}
 
     def run(self, waiting: Sequence[Row]) -> Iterator[list[GenerateResult]]:
+        """Fill the free slots, decode one token in every slot, repeat until no row is left."""
         supply = _Supply(self.model, waiting, self.budget)
         slots: Slots | None = None
         while supply.left or self.running:
@@ -141,7 +143,7 @@ class _Batch:
             yield from self._step(slots, more_wait=bool(supply.left))
 
     def _slots_for(self, state: Any, fresh: Sequence[Row], waiting: int) -> int:
-        """Slots that the budget allows, by what a state costs at the longest it may grow to."""
+        """How many slots fit the budget, from the bytes of one row's state at its longest."""
         row = fresh[0]
         now = max(1, len(row.prompt_ids))
         one = bytes_of(state) // len(fresh)
@@ -149,7 +151,7 @@ class _Batch:
         return max(1, min(self.budget.rows, waiting, self.budget.state_bytes // max(1, at_most)))
 
     def _seat(self, slots: Slots, state: Any, logits: torch.Tensor, fresh: Sequence[Row]) -> list[Row]:
-        """Give each fresh row its first token and, unless that ends it, a slot. Returns the rows that it ended."""
+        """Give each fresh row its first token and a slot. Returns the rows that this token ended, which get no slot."""
         ended = []
         for index, (row, token) in enumerate(zip(fresh, choose(logits, fresh), strict=True)):
             self._advance(row, token)
@@ -162,7 +164,7 @@ class _Batch:
         return ended
 
     def _step(self, slots: Slots, *, more_wait: bool) -> Iterator[list[GenerateResult]]:
-        """One token of every running row."""
+        """Decode one token of every running row; once half the slots are empty for good, drop the empty ones."""
         logits = slots.step([self.running[slot].ids[-1] if slot in self.running else 0 for slot in range(slots.slots)])
         order = sorted(self.running)
         rows = [self.running[slot] for slot in order]
@@ -188,7 +190,7 @@ class _Batch:
 
 
 class _Supply:
-    """Rows in the order in which the tree of their prompts is walked, prefilled as they are taken."""
+    """Prefilled rows on demand, in the order of a depth-first walk over the tree of their prompts."""
 
     def __init__(self, model: Any, rows: Sequence[Row], budget: Budget) -> None:
         self.model, self.budget = model, budget
@@ -199,16 +201,16 @@ class _Supply:
         root = plan(inputs, batch_tokens=budget.batch_tokens, most_rows=1)
         self._pending = [(path, row) for path, leaf in _walk(root, ()) for row in of_prompt[leaf.ids]]
         self._states: list[tuple[Node, Any]] = []
-        """Branch points on the way to the next row, each with its state."""
+        """Branch points above the next row, outermost first, each with its state."""
 
     @property
     def left(self) -> int:
-        """Rows not taken yet."""
+        """How many rows have not been taken."""
         return len(self._pending)
 
     @torch.inference_mode()
     def take(self, most: int) -> Prefilled:
-        """Up to `most` rows that prefill together: below one branch point, of one length."""
+        """Prefill up to `most` rows that have one length and one branch point."""
         path, first = self._pending[0]
         state, start = self._state_at(path)
         length = len(first.prompt_ids)
@@ -222,13 +224,13 @@ class _Supply:
         prompts = list(dict.fromkeys(row.prompt_ids for row in rows))
         tokens = torch.tensor([ids[start:] for ids in prompts], device=next(self.model.parameters()).device)
         grown, logits = run_chunks(self.model, tokens, fork(state, len(prompts)))
-        if len(prompts) < len(rows):  # one prompt asked with several seeds
+        if len(prompts) < len(rows):  # one prompt with several seeds
             index = [prompts.index(row.prompt_ids) for row in rows]
             grown, logits = gather(grown, index), logits[index]
         return grown, logits, rows
 
     def _state_at(self, path: tuple[Node, ...]) -> tuple[Any, int]:
-        """The state at the end of a path of branch points, and its length; states off the path are forgotten."""
+        """The state at the last branch point of `path`, and its tokens; states of other branches are dropped."""
         while self._states and self._states[-1][0] not in path:
             self._states.pop()
         for node in path[len(self._states) :]:
@@ -238,11 +240,12 @@ class _Supply:
         return self._last()
 
     def _last(self) -> tuple[Any, int]:
+        """The innermost kept state and its tokens."""
         return (self._states[-1][1], self._states[-1][0].stop) if self._states else (None, 0)
 
 
 def _walk(node: Node, path: tuple[Node, ...]) -> Iterator[tuple[tuple[Node, ...], Input]]:
-    """Leaves with their branch points, in depth; leaves of one branch point by falling length."""
+    """Every leaf with the branch points above it, depth first; leaves of one branch point from long to short."""
     here = (*path, node) if node.stop else path
     for leaf in sorted(node.leaves, key=lambda leaf: (-len(leaf.ids), leaf.ids)):
         yield here, leaf

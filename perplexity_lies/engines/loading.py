@@ -1,7 +1,7 @@
-"""From a checked `Checkpoint` to a transformers model and tokenizer, refusing what would silently differ from the files.
+"""Load the transformers model and tokenizer of a `Checkpoint`.
 
-Tensors that the files lack would be random, tensors that the model has no place for would be dropped: both are errors here.
-Knows nothing of requests.
+Errors here, unlike in transformers: tensors missing from the files (they would be random), tensors that the model has no place
+for (they would be dropped), tensors of the wrong shape.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from perplexity_lies.engines.device import resolve_device
 from perplexity_lies.errors import CheckpointError, UsageError, nearest
 
 STUDENTS = {"plies_hybrid": "distill.students.hybrid:register"}
-"""Our own `model_type` -> the function that makes transformers know it; others come by the entry point group below."""
+"""`model_type` of our students -> the function that registers it with transformers. Others use the entry point group below."""
 
 STUDENT_ENTRY_POINTS = "perplexity_lies.students"
 
 LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm", "codegen"})
-"""Model types whose position table ends: a token beyond it cannot be run at all."""
+"""Model types with a table of learned positions: they cannot run a token beyond its end."""
 
 GPU_KERNELS = ("fla", "mamba_ssm", "causal_conv1d")
-"""Libraries of kernels for linear attention that run on a GPU alone."""
+"""Libraries with kernels for linear attention that need a GPU."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def register_student(model_type: str) -> None:
-    """Make transformers know `model_type` where it is one of ours or of an installed plug-in."""
+    """Register `model_type` with transformers if it is one of ours or of an installed plug-in."""
     target = STUDENTS.get(model_type)
     if target is not None:
         module, _, function = target.partition(":")
@@ -48,7 +48,7 @@ def register_student(model_type: str) -> None:
 
 
 def resolve_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
-    """`auto` is float32 on CPU (exact and fast there) and the stored dtype on CUDA. Raises UsageError for an unknown name."""
+    """The dtype for a name; `auto` is float32 on a CPU and the `stored` dtype on CUDA. Raises UsageError for unknown names."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else DTYPES.get(stored, torch.bfloat16)
     if name not in DTYPES:
@@ -62,9 +62,9 @@ def resolve_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
 
 @contextlib.contextmanager
 def kernels_for(device: torch.device) -> Iterator[None]:
-    """On a CPU, hide the libraries whose GPU kernels transformers binds when it first imports a linear-attention model.
+    """On a CPU, hide GPU_KERNELS, which transformers would bind when it first imports a linear-attention model.
 
-    They import without a GPU and fail when called; hidden, transformers takes its own PyTorch code.
+    They import without a GPU and fail when called. Without them transformers uses its own PyTorch code.
     """
     hidden = GPU_KERNELS if device.type == "cpu" else ()
     before = {name: sys.modules[name] for name in hidden if name in sys.modules}
@@ -84,7 +84,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             checkpoint.path, trust_remote_code=checkpoint.trust_remote_code
         )
-    except Exception as error:  # foreign files: transformers, tokenizers and the hub's checks raise what they like
+    except Exception as error:  # a stranger's files: transformers and tokenizers may raise anything
         raise CheckpointError(
             f"checkpoint {checkpoint.name!r}: its tokenizer cannot be read", found=_first_line(error),
             mend=[
@@ -149,7 +149,7 @@ def _refuse_partial(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
 
 
 def _named(entry: Any) -> str:
-    """A tensor's name; of another shape than it should have, with both."""
+    """A tensor's name, with both shapes where they differ."""
     if isinstance(entry, str):
         return entry
     name, stored, wanted = entry

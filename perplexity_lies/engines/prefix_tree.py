@@ -1,13 +1,15 @@
-"""Which tokens to compute once: a plan over a tree of shared prefixes.
+"""Plan which tokens to compute once, as a tree of shared prefixes. Pure Python over tuples of token ids.
 
-Inputs that begin alike (a few-shot header, an item's context) are computed to their branch point once; from the state there
-each goes on alone. Branch points are token positions, never past the first scored position of any input below them, so
-tokens that span the border of context and continuation are computed with their own input.
+    header + item 1 + choice A          header ─┬─ item 1 ─┬─ choice A
+    header + item 1 + choice B    ->            │          └─ choice B
+    header + item 2 + choice A                  └─ item 2 ─── ...
 
-Nodes of nearly equal length are put into one group and cut to the shortest: the cut-off tokens are computed again with each
-child, which costs little and means that a batch never holds a pad token whose state would live on.
+Inputs with a common beginning compute it once, up to their branch point; from the state there each continues alone. A branch
+point never lies past the first scored position of an input below it, so tokens on the border of context and continuation are
+computed with their own input.
 
-Pure Python over token tuples; knows nothing of models.
+Branch points of nearly equal length form a group that runs as one batch, cut to the shortest. The tokens cut off are computed
+again with each child: that costs little, and no batch needs a pad token that would enter a state used later.
 """
 
 from __future__ import annotations
@@ -17,37 +19,37 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 MIN_SHARED_TOKENS = 8
-"""A shorter shared stretch is not worth a forward pass of its own."""
+"""A shared stretch shorter than this gets no forward pass of its own."""
 
 MIN_GAIN_TOKENS = 24
-"""Tokens that a branch point must spare over all its inputs."""
+"""Tokens that a branch point must save, over all its inputs."""
 
 PASSES_OF_A_GROUP = 2
-"""Forward passes that a group costs at least: its own, and one for what goes on from it."""
+"""Forward passes that a group costs at least: its own, and one for what continues from it."""
 
 FORWARD_TOKENS = 32
-"""What one forward pass costs beside its tokens, in tokens, where the caller does not say."""
+"""Fixed cost of a forward pass in tokens' worth of time, where the caller gives none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A distinct token sequence to run, and how much of it may be shared."""
+    """A token sequence to run, and how much of it may be shared."""
 
     ids: tuple[int, ...]
     shareable: int
-    """Tokens before its first scored position; a branch point lies at or before it."""
+    """Tokens before its first scored position: the furthest place for a branch point."""
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A branch point: the state after `ids[:stop]` serves every input below."""
+    """A branch point: every input below continues from the state after `ids[:stop]`."""
 
     ids: tuple[int, ...]
     stop: int
     leaves: list[Input] = field(default_factory=list)
-    """Inputs that go on alone from here."""
+    """Inputs that continue alone from here."""
     groups: list[Group] = field(default_factory=list)
-    """Further branch points, in groups that run as one batch."""
+    """Branch points below this one; each group runs as one batch."""
 
     def inputs(self) -> Iterator[Input]:
         """Every input at or below this node."""
@@ -59,17 +61,17 @@ class Node:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Nodes whose states are computed as one batch, all cut to `stop` tokens."""
+    """Branch points computed as one batch, all cut to `stop` tokens."""
 
     stop: int
     nodes: list[Node]
 
 
 def plan(inputs: Sequence[Input], *, batch_tokens: int, most_rows: int, forward_tokens: int = FORWARD_TOKENS) -> Node:
-    """The tree over `inputs`, rooted at the empty prefix. The same inputs in any order give the same tree.
+    """The tree over `inputs`, whose root is the empty prefix. The order of `inputs` does not matter.
 
-    `batch_tokens` bounds rows times new tokens of a group, `most_rows` its rows; `forward_tokens` is what a forward pass
-    costs beside its tokens, and so how many may be computed again for a larger group.
+    `batch_tokens`: most rows times new tokens in a group. `most_rows`: most rows in a group. `forward_tokens`: fixed cost of a
+    forward pass in tokens' worth of time; the higher it is, the more tokens may be computed again to make a group larger.
     """
     ordered = sorted(set(inputs), key=lambda i: (i.ids, i.shareable))
     common = [_common(a, b) for a, b in zip(ordered, ordered[1:], strict=False)]
@@ -82,14 +84,14 @@ def plan(inputs: Sequence[Input], *, batch_tokens: int, most_rows: int, forward_
 
 
 def computed_tokens(node: Node) -> int:
-    """Tokens that executing the tree runs through the model, without padding."""
+    """Tokens the model runs when the tree is executed, padding not counted."""
     own = sum(len(leaf.ids) - node.stop for leaf in node.leaves)
     below = sum((group.stop - node.stop) + computed_tokens(child) for group in node.groups for child in group.nodes)
     return own + below
 
 
 def _common(a: Input, b: Input) -> int:
-    """Tokens that two inputs may share."""
+    """Length of the prefix that two inputs may share."""
     limit = min(a.shareable, b.shareable)
     for at in range(limit):
         if a.ids[at] != b.ids[at]:
@@ -98,9 +100,9 @@ def _common(a: Input, b: Input) -> int:
 
 
 def _grow(node: Node, ordered: Sequence[Input], common: Sequence[int], low: int, high: int) -> None:
-    """Hang inputs `low:high`, all of which share `node.stop` tokens, below `node`.
+    """Put inputs `low:high`, which all share `node.stop` tokens, below `node`.
 
-    Iterative over a stack of stretches: thousands of inputs may differ one by one.
+    A loop over a stack of ranges, because recursion would be too deep where thousands of inputs differ one by one.
     """
     pending = [(low, high)]
     while pending:
@@ -120,9 +122,9 @@ def _grow(node: Node, ordered: Sequence[Input], common: Sequence[int], low: int,
 
 
 def _dissolve(node: Node, least_gain: int) -> None:
-    """Take out branch points that lead to further ones and spare less than `least_gain` tokens.
+    """Remove branch points that lead to further ones and save less than `least_gain` tokens.
 
-    What hangs below such a point runs in batches of its own; without it, in batches with everything else.
+    What is below a branch point runs in batches of its own; once the point is removed, in larger ones with its neighbours.
     """
     kept: list[Group] = []
     pending = node.groups[::-1]
@@ -139,14 +141,14 @@ def _dissolve(node: Node, least_gain: int) -> None:
 
 
 def _group(node: Node, batch_tokens: int, most_rows: int, forward_tokens: int) -> None:
-    """Put the children of `node` into groups, longest first, and do the same below them."""
+    """Put the children of `node` into groups, longest first, and then theirs."""
     children = sorted((child for group in node.groups for child in group.nodes), key=lambda c: (-c.stop, c.ids))
     fan_outs = [_fan_out(child) for child in children]
     below = [0, *accumulate(fan_outs)]
     reached = [0, *accumulate(child.stop * fan_out for child, fan_out in zip(children, fan_outs, strict=True))]
 
     def cost(begin: int, end: int) -> float:
-        """Its passes, and the tokens cut off each child, once for everything that goes on from it."""
+        """Passes of the group, plus the tokens cut off each child times the sequences that continue from it."""
         stop = children[end - 1].stop
         if end - begin > 1 and (end - begin) * (stop - node.stop) > batch_tokens:
             return float("inf")
@@ -163,9 +165,9 @@ def _group(node: Node, batch_tokens: int, most_rows: int, forward_tokens: int) -
 
 
 def cheapest_runs(count: int, most: int, cost: Callable[[int, int], float]) -> list[tuple[int, int]]:
-    """Cut `count` things in a row into runs of at most `most`, such that `cost(begin, end)` of all runs is least.
+    """Cut `range(count)` into runs of at most `most`, so that the sum of `cost(begin, end)` is smallest.
 
-    A run of infinite cost is not allowed, nor is any longer one with the same end.
+    Infinite cost forbids a run; every longer run with the same end is then forbidden too.
     """
     best: list[tuple[float, int]] = [(0.0, 0)]
     for end in range(1, count + 1):
@@ -185,5 +187,5 @@ def cheapest_runs(count: int, most: int, cost: Callable[[int, int], float]) -> l
 
 
 def _fan_out(node: Node) -> int:
-    """How many sequences go on from a node."""
+    """How many sequences continue from a node."""
     return len(node.leaves) + sum(len(group.nodes) for group in node.groups)

@@ -1,7 +1,7 @@
-"""Replies of OpenAI-compatible servers: log-probabilities of an echoed prompt, a reply's text, why it ended.
+"""Read replies of OpenAI-compatible servers: log-probabilities of an echoed prompt, generated text, why it ended.
 
-Follows the legacy Completions and the Chat Completions of OpenAI's API reference as vLLM and others implement them. A reply
-that is not of that form raises ValueError, KeyError, TypeError or IndexError; nothing is guessed. Knows nothing of engines.
+Follows the legacy Completions and the Chat Completions of OpenAI's API reference, as vLLM and others implement them. Guesses
+nothing: a reply of another form raises one of `checkpoint.client.MALFORMED`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from perplexity_lies.engines.decoding import first_stop
 
 
 def letters(words: Sequence[str]) -> str:
-    """ASCII letters and digits alone: servers spell spaces, special tokens and parts of other letters in many ways."""
+    """The ASCII letters and digits of tokens: servers spell spaces, special tokens and parts of other letters differently."""
     return "".join(c for word in words for c in word if c.isascii() and c.isalnum())
 
 
 def read_logprobs(content: Any, count: int) -> tuple[list[str], list[float], list[bool]]:
-    """Tokens, log-probabilities in nats and whether each is the likeliest, of the last `count` - 1 of `count` prompt tokens.
+    """(tokens, log-probabilities in nats, whether each is the likeliest) for `count` prompt tokens but the first.
 
-    Nothing precedes the first. Raises ValueError, KeyError, TypeError or IndexError for a reply without them.
+    Nothing precedes the first, so it has no log-probability. Raises one of `MALFORMED` for a reply without them.
     """
     found = content["choices"][0]["logprobs"]
     values, tops, spelled = found["token_logprobs"], found["top_logprobs"], found["tokens"]
@@ -36,7 +36,7 @@ def read_logprobs(content: Any, count: int) -> tuple[list[str], list[float], lis
 
 
 def read_reply(content: Any, stop: Sequence[str]) -> tuple[str, FinishReason]:
-    """Text up to the first stop string, and why it ended. Raises as `read_logprobs`.
+    """(text up to the first stop string, why it ended). Raises one of `MALFORMED`.
 
     Where a server does not tell a stop string from an end token (vLLM does, by `stop_reason`), "stop" stands for both.
     """
@@ -56,13 +56,13 @@ def read_reply(content: Any, stop: Sequence[str]) -> tuple[str, FinishReason]:
 
 
 def usage_of(content: Any, name: str) -> int | None:
-    """`prompt_tokens` or `completion_tokens`, where the server counts."""
+    """The server's count of `prompt_tokens` or `completion_tokens`; None where it does not count."""
     value = (content.get("usage") or {}).get(name)
     return value if isinstance(value, int) else None
 
 
 def an_object(content: Any) -> dict[str, Any]:
-    """The reply itself, of which no more is known than that it is an object."""
+    """The reply as it is. Raises ValueError where it is not an object."""
     if not isinstance(content, dict):
         raise ValueError(f"a JSON {type(content).__name__}, expected an object")
     return content

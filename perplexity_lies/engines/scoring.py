@@ -1,11 +1,11 @@
-"""Log-likelihoods of many continuations over a tree of shared prefixes.
+"""Log-likelihoods of many continuations, each shared prefix computed once.
 
-Each branch point of the plan runs once; its state is forked to what goes on from it and forgotten when the last is done. Rows
-of one batch start from equal lengths; only the last stretch of an input, whose state nobody reads, is padded on the right,
-where causality keeps padding from every scored position. The vocabulary is projected at scored positions alone, a chunk of
-them at a time unless the model does something to its logits afterwards (a cap, a scale): then batches are small instead.
+Each branch point of the plan (`prefix_tree.plan`) runs once; its state is forked for what continues from it and dropped when
+the last of that is done. Rows of one batch start from equal lengths. Only the last stretch of an input, whose state is not used
+again, is padded, on the right, where a causal model cannot see it from a scored position.
 
-Knows nothing of text or of lm-eval.
+Logits are computed at scored positions only, a chunk of positions at a time. A model that changes its logits after the output
+projection (a cap, a scale) gets small batches instead of chunks.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from perplexity_lies.engines.prefix_tree import FORWARD_TOKENS, Group, Input, No
 from perplexity_lies.engines.state import bytes_of, gather, rows_of, state_argument, state_of
 
 CHUNK_TOKENS = 2048
-"""A longer stretch is run in chunks of this many tokens, to bound activations."""
+"""Longer stretches run in chunks of this many tokens, which bounds the memory of activations."""
 
 LOGITS_BYTES = {"cpu": 2**25, "cuda": 2**28}
-"""Most bytes of fp32 logits that are made at a time."""
+"""Most bytes of fp32 logits at a time, by device type."""
 LEAST_PLACES = 16
-"""Fewer places at a time than this would have the output projection read its weights for too little."""
+"""On a CPU a small model gets no smaller chunks than this: with fewer positions, reading the projection's weights dominates."""
 
 
 class Target(NamedTuple):
-    """What is read off an input: the log-likelihood of `continuation`, whose last token the input leaves out."""
+    """A log-likelihood wanted off an input, which ends one token before `continuation` does."""
 
     key: str
     continuation: tuple[int, ...]
@@ -41,17 +41,19 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a batch may hold."""
+    """The largest batch allowed."""
 
     batch_tokens: int
+    """Most rows times tokens."""
     rows: int
     state_bytes: int
+    """Most bytes of forked states."""
     forward_tokens: int = FORWARD_TOKENS
-    """What a forward pass costs beside its tokens, in tokens."""
+    """Fixed cost of a forward pass, in tokens' worth of time."""
 
 
 class TreeScorer:
-    """One scoring of a whole list of requests."""
+    """Scores one list of requests."""
 
     def __init__(
         self, model: Any, requests: Sequence[ScoreRequest], context_tokens: int, budget: Budget, *, share: bool = True
@@ -73,7 +75,7 @@ class TreeScorer:
         self._room: torch.Tensor | None = None
 
     def run(self, finished: Finished) -> Iterator[list[ScoreResult]]:
-        """Results, batch by batch. A batch of which all is finished is left out; any other is run whole."""
+        """Results batch by batch. A batch is skipped when all its results are on disk; any other runs whole."""
 
         def done(node: Node) -> bool:
             return all(finished(t.key) for leaf in node.inputs() for t in self.targets[leaf.ids])
@@ -86,7 +88,7 @@ class TreeScorer:
     def _descend(
         self, node: Node, state: Any, done: Callable[[Node], bool], settled: Callable[[Input], bool]
     ) -> Iterator[list[ScoreResult]]:
-        """Everything below `node`, whose `state` has one row (None at the root)."""
+        """Results of everything below `node`; its `state` has one row, or is None at the root."""
         yield from self._leaves([(0, leaf) for leaf in node.leaves], node.stop, state, settled)
         for group in node.groups:
             if all(map(done, group.nodes)):
@@ -103,13 +105,14 @@ class TreeScorer:
 
     @torch.inference_mode()
     def _stem(self, group: Group, start: int, state: Any) -> Any:
-        """The state after the group's own stretch, a row for each node."""
+        """The state at the end of the group's own stretch, one row per node."""
         tokens = torch.tensor([node.ids[start : group.stop] for node in group.nodes], device=self.device)
         return state_after(self.model, tokens, fork(state, len(group.nodes)))
 
     def _leaves(
         self, leaves: list[tuple[int, Input]], start: int, state: Any, settled: Callable[[Input], bool]
     ) -> Iterator[list[ScoreResult]]:
+        """Results of `leaves`, pairs of (row of `state`, input)."""
         row_bytes = bytes_of(state) // rows_of(state) if state is not None else 0
         for batch in self._batches(leaves, start, row_bytes):
             if not all(settled(leaf) for _, leaf in batch):
@@ -118,13 +121,13 @@ class TreeScorer:
     def _batches(
         self, leaves: list[tuple[int, Input]], start: int, row_bytes: int
     ) -> Iterator[list[tuple[int, Input]]]:
-        """Leaves in batches of similar length, longest first, within the budget, at the least cost."""
+        """Leaves in batches of similar length, longest first, cut so that the total cost within the budget is smallest."""
         ordered = sorted(leaves, key=lambda pair: (-len(pair[1].ids), pair[1].ids, pair[0]))
         reads = [max(len(t.continuation) for t in self.targets[leaf.ids]) for _, leaf in ordered]
         scored = [0, *accumulate(reads)]
 
         def cost(begin: int, end: int) -> float:
-            """A forward pass, its tokens and its padding."""
+            """A forward pass and its tokens, padding included."""
             rows, width = end - begin, len(ordered[begin][1].ids) - start
             full = (
                 rows * width > self.budget.batch_tokens
@@ -137,15 +140,16 @@ class TreeScorer:
             yield ordered[begin:end]
 
     def _run_leaves(self, batch: list[tuple[int, Input]], start: int, state: Any) -> list[ScoreResult]:
+        """Run a batch; when it does not fit the memory, its halves."""
         with suppress(torch.OutOfMemoryError) if len(batch) > 1 else nullcontext():
             return self._forward_leaves(batch, start, state)
-        # Out here, where the error no longer holds on to what the batch had made.
+        # Outside the `with`: the error no longer keeps the tensors of the failed batch alive.
         half = len(batch) // 2
         return [*self._run_leaves(batch[:half], start, state), *self._run_leaves(batch[half:], start, state)]
 
     @torch.inference_mode()
     def _forward_leaves(self, batch: list[tuple[int, Input]], start: int, state: Any) -> list[ScoreResult]:
-        """Run the last stretches of a batch, padded on the right, and read their targets."""
+        """Run the inputs of a batch from token `start` on, padded on the right, and read their targets."""
         width = max(len(leaf.ids) for _, leaf in batch) - start
         tokens = torch.zeros(len(batch), width, dtype=torch.long)
         places: list[tuple[int, int]] = []
@@ -163,7 +167,7 @@ class TreeScorer:
         return _read(self._logits(given, where), reads)
 
     def _logits(self, given: dict[str, Any], where: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Logits at the places `where` ([n, 2]: row, position), chunk by chunk, [at most `most_places`, vocabulary] each."""
+        """Logits at the places `where` ([n, 2]: row, position), in chunks [<= most_places, vocabulary]."""
         if self._plain:
             with _only(self.model, where, projected=_fewest(self.model)) as hidden:
                 self.model(**given)
@@ -175,7 +179,7 @@ class TreeScorer:
         yield logits[0] if logits.shape[:2] == (1, len(where)) else logits[where[:, 0], where[:, 1]]
 
     def _project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of `hidden` [n, hidden_size]. On a CPU in one place for all chunks, which a general allocator scatters."""
+        """Logits of `hidden` [n, hidden_size]. On a CPU every chunk reuses one buffer, valid until the next call."""
         head = self.model.get_output_embeddings()
         if hidden.device.type != "cpu" or not _is_matrix(head):
             logits: torch.Tensor = head(hidden[None])[0]
@@ -186,14 +190,14 @@ class TreeScorer:
 
 
 def fork(state: Any, rows: int) -> Any:
-    """`rows` copies of a state of one row; None, the state before any token, forks into None."""
+    """`rows` copies of a state of one row; None (the state before any token) gives None."""
     return None if state is None else gather(state, [0] * rows)
 
 
 def run_chunks(model: Any, tokens: torch.Tensor, state: Any) -> tuple[Any, torch.Tensor]:
-    """Run `tokens` [rows, time] from a state that this call may write to.
+    """Run `tokens` [rows, time] from `state`, which may be written to.
 
-    Returns the state after them and the logits of what comes next, [rows, vocabulary].
+    Returns the state after them and the logits of the next token, [rows, vocabulary].
     """
     *stretches, last = tokens.split(CHUNK_TOKENS, dim=1)
     for stretch in stretches:
@@ -204,24 +208,24 @@ def run_chunks(model: Any, tokens: torch.Tensor, state: Any) -> tuple[Any, torch
 
 
 def state_after(model: Any, tokens: torch.Tensor, state: Any) -> Any:
-    """As `run_chunks`, the state alone: the vocabulary is not worth its memory where nobody reads it."""
+    """Run `tokens` [rows, time] like `run_chunks`, without logits; returns the state after them."""
     for stretch in tokens.split(CHUNK_TOKENS, dim=1):
         state = state_of(_run(model, stretch, state, projected=_fewest(model)))
     return state
 
 
 def _is_matrix(head: Any) -> bool:
-    """Whether an output projection is a matrix product and nothing else (no bias, quantisation or class of its own)."""
+    """Whether an output projection is a plain matrix product: no bias, no quantisation, no subclass."""
     return type(head) is torch.nn.Linear and type(head.weight) is torch.nn.Parameter and head.bias is None
 
 
 def _fewest(model: Any) -> int:
-    """Places to project where no logits are read: none, or one where the head might not take an empty tensor."""
+    """Places to project when no logits are wanted: 0, or 1 for a head that may not take an empty tensor."""
     return 0 if _is_matrix(model.get_output_embeddings()) else 1
 
 
 def _run(model: Any, tokens: torch.Tensor, state: Any, *, projected: int) -> Any:
-    """One forward pass, logits at the end of the first `projected` rows."""
+    """One forward pass, with logits at the last position of the first `projected` rows."""
     rows = torch.arange(projected, device=tokens.device)
     ends = torch.stack([rows, torch.full_like(rows, tokens.shape[1] - 1)], dim=1)
     with _only(model, ends):
@@ -237,15 +241,15 @@ def score_tree(
     *,
     share: bool,
 ) -> Iterator[list[ScoreResult]]:
-    """Log-likelihoods of `requests`, truncated from the left to `context_tokens` as lm-eval truncates.
+    """Log-likelihoods of `requests`, cut from the left to `context_tokens` as lm-eval cuts them.
 
-    Without `share` every input runs from its first token; batches are then all that is shared.
+    Without `share` every input runs from its first token.
     """
     return TreeScorer(model, requests, context_tokens, budget, share=share).run(finished)
 
 
 def _targets(requests: Sequence[ScoreRequest], context_tokens: int) -> dict[tuple[int, ...], list[Target]]:
-    """Distinct inputs, and what is read off each."""
+    """Input ids -> the log-likelihoods to read off it."""
     found: dict[tuple[int, ...], dict[str, Target]] = {}
     for request in requests:
         whole = (*request.context_ids, *request.continuation_ids)
@@ -256,7 +260,10 @@ def _targets(requests: Sequence[ScoreRequest], context_tokens: int) -> dict[tupl
 
 
 def _read(chunks: Iterable[torch.Tensor], reads: Sequence[tuple[int, Target, int]]) -> list[ScoreResult]:
-    """Log-likelihoods off logits, [places, vocabulary] in chunks; a target begins at its place and takes one for each token."""
+    """Results off `chunks` of logits [places, vocabulary].
+
+    `reads`: (first place, target, tokens of its input). A target takes one place per token of its continuation.
+    """
     places = torch.tensor([place + i for place, target, _ in reads for i in range(len(target.continuation))])
     tokens = torch.tensor([token for _, target, _ in reads for token in target.continuation])
     values, hits = torch.empty(len(places), dtype=torch.float64), torch.empty(len(places), dtype=torch.bool)
@@ -284,28 +291,28 @@ def _read(chunks: Iterable[torch.Tensor], reads: Sequence[tuple[int, Target, int
 
 
 def _of_wanted(logits: torch.Tensor, rows: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each wanted token, nats, at its row of `logits`, and whether it is the greedy one. Uses them up."""
+    """Log-probability in nats of each `wanted` token at its row of `logits`, and whether it is greedy. Overwrites `logits`."""
     rows, wanted = rows.to(logits.device), wanted.to(logits.device)
     best = logits.amax(-1)
     of_wanted = logits[rows, wanted]
     hits = of_wanted == best[rows]
-    tied = hits.nonzero()[:, 0]  # the first of equals is the greedy one, as argmax has it
+    tied = hits.nonzero()[:, 0]  # of equal logits the first is greedy, as in argmax
     hits[tied] = logits[rows[tied]].argmax(-1) == wanted[tied]
     normaliser = logits.sub_(best[:, None]).exp_().sum(-1).log() + best
     return (of_wanted - normaliser[rows]).double().cpu(), hits.cpu()
 
 
 def most_places(config: Any, device: torch.device) -> int:
-    """Places of which logits are made at a time: within LOGITS_BYTES, on a CPU no more than a quarter of the weights read."""
+    """Positions per chunk of logits: within LOGITS_BYTES; on a CPU also at most hidden_size / 4."""
     places = max(1, LOGITS_BYTES.get(device.type, LOGITS_BYTES["cuda"]) // (4 * config.vocab_size))
     return min(places, max(LEAST_PLACES, config.hidden_size // 4)) if device.type == "cpu" else places
 
 
 @torch.no_grad()
 def projects_plainly(model: Any) -> bool:
-    """Whether a model's logits are what its output projection gave, with nothing done to them afterwards.
+    """Whether the model returns the output projection's tensor as it is, without a cap or a scale.
 
-    Told by the tensor itself, not its values: a cap may leave small logits as they are.
+    Compares the tensors, not their values, because a cap may leave small logits unchanged.
     """
     head, given = model.get_output_embeddings(), []
     if head is None:
@@ -324,10 +331,10 @@ def projects_plainly(model: Any) -> bool:
 
 @contextmanager
 def _only(model: Any, where: torch.Tensor, projected: int | None = None) -> Iterator[list[torch.Tensor]]:
-    """Let the output projection see the places `where` ([n, 2]: row, position) alone, or only the first `projected` of them.
+    """Inside, the output projection sees only the places `where` ([n, 2]: row, position), or the first `projected` of them.
 
-    Logits come back as [1, n, vocabulary]; whatever a model does to them afterwards (scaling, capping) it does to these.
-    Gives a list that takes the hidden states at all these places, [n, hidden_size].
+    The model's logits are then [1, n, vocabulary], caps and scales included. Yields a list to which the forward pass appends
+    the hidden states at all places, [n, hidden_size].
     """
     head = model.get_output_embeddings()
     picked: list[torch.Tensor] = []

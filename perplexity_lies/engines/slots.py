@@ -1,10 +1,9 @@
-"""Running rows of unequal length as one batch: keys and values stand right-aligned in a buffer with a slot for each row.
+"""A batch that rows enter and leave while it decodes; its rows have different lengths.
 
-All rows write their next token at the same place, so a step costs no copying; a row that leaves frees its slot, and the row
-that takes it is written into the buffer so that it ends where the others end. What lies before a row's own first token is
-masked. Recurrent and convolution states have no length: a slot of them is overwritten whole. No pad token is ever run.
-
-Knows nothing of text, stopping or sampling.
+Keys and values are right-aligned in buffers with one slot per row, so all rows write their next token at the same place and a
+step copies nothing. When a row leaves, its slot is free; the row that takes the slot is copied in so that it ends where the
+others end. Positions before a row's first token are masked. Recurrent and convolution states have a fixed size and are
+overwritten whole. No pad token is run.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from perplexity_lies.engines.base import CannotShare
 from perplexity_lies.engines.state import GROWING, is_fixed_size, layer_tensors, rebuild, state_argument
 
 ROOM_TOKENS = 256
-"""Places that a buffer gains when it must grow."""
+"""Places (tokens) that a buffer gains at least when it grows."""
 
 
 def check_can_slot(state: Cache) -> None:
-    """Raises CannotShare, with the reason, for a state with a layer that cannot stand in slots."""
+    """Raises CannotShare, with the reason, if a layer of `state` cannot be batched in slots."""
     for layer in state.layers:
         if type(layer) not in GROWING and not is_fixed_size(layer):
             raise CannotShare(f"its {type(layer).__name__} cannot stand in slots")
 
 
 class SlotLayer(DynamicLayer):
-    """Keys and values of all slots in buffers [slots, heads, places, width]; `begin:end` is in use."""
+    """Keys and values of all slots, in buffers [slots, heads, places, width]; places `begin:end` are in use."""
 
     def __init__(self, like: DynamicLayer, slots: int) -> None:
         super().__init__()
@@ -45,7 +44,7 @@ class SlotLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one token of every slot and return what is in use."""
+        """Write one token of every slot; returns the keys and values in use."""
         self.keys[:, :, self.end] = key_states[:, :, 0]
         self.values[:, :, self.end] = value_states[:, :, 0]
         self.end += 1
@@ -55,7 +54,7 @@ class SlotLayer(DynamicLayer):
         return self.end - self.begin
 
     def move(self, begin: int, end: int, places: int) -> None:
-        """Put what is in use at `begin:end` of buffers with `places` places; what falls off on the left is forgotten."""
+        """Copy what is in use to `begin:end` of new buffers with `places` places; what does not fit on the left is dropped."""
         kept = min(self.end, end - begin)  # not from `begin`: a row that just entered may start before it
         for name in ("keys", "values"):
             old = getattr(self, name)
@@ -65,21 +64,21 @@ class SlotLayer(DynamicLayer):
         self.begin, self.end = begin, end
 
     def put(self, slot: int, other: DynamicLayer, row: int) -> None:
-        """Let row `row` of `other` end where every slot ends."""
+        """Copy row `row` of `other` into `slot`, so that it ends where the other slots end."""
         length = other.keys.shape[-2]
         self.keys[slot, :, self.end - length : self.end] = other.keys[row]
         self.values[slot, :, self.end - length : self.end] = other.values[row]
 
 
 class Slots:
-    """A batch that rows enter and leave."""
+    """The batch: `enter` and `leave` change its rows, `step` decodes one token of each."""
 
     def __init__(self, model: Any, slots: int) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.slots = slots
         self.lengths = [0] * slots
-        """Tokens in the state of each slot; 0 where the slot is free."""
+        """Tokens in each slot's state; 0 for a free slot."""
         self._cache: Cache | None = None
         self._end = self._begin = self._places = 0
         names = inspect.signature(model.forward).parameters
@@ -88,12 +87,12 @@ class Slots:
         self._takes_mask = "attention_mask" in names
 
     def free(self) -> list[int]:
-        """Slots that a row may enter."""
+        """The free slots."""
         return [slot for slot, length in enumerate(self.lengths) if not length]
 
     @torch.inference_mode()
     def enter(self, slot: int, state: Cache, row: int, length: int) -> None:
-        """Give `slot` row `row` of a state that has read `length` tokens."""
+        """Copy row `row` of a state of `length` tokens into `slot`."""
         if self._cache is None:
             self._cache = self._buffers(state)
         if length > self._end:
@@ -125,7 +124,7 @@ class Slots:
 
     @torch.inference_mode()
     def step(self, tokens: list[int]) -> torch.Tensor:
-        """Run one token of every slot (anything for a free one); logits [slots, vocabulary] of what comes next."""
+        """Run one token per slot (any token for a free slot); returns the logits of the next, [slots, vocabulary]."""
         assert self._cache is not None
         if self._end == self._places:
             self._move(end=self._end)
@@ -153,7 +152,7 @@ class Slots:
         return output.logits[:, -1]
 
     def _buffers(self, state: Cache) -> Cache:
-        """An empty batch for states like this one."""
+        """An empty cache of all slots with the layers of `state`."""
         empty = copy.copy(state)
         empty.layers = [
             SlotLayer(layer, self.slots)
@@ -164,7 +163,7 @@ class Slots:
         return empty
 
     def _move(self, end: int) -> None:
-        """Make room: forget what no live row needs, and let the batch end at `end` or later in larger buffers."""
+        """Move the rows to larger buffers, ending at `end` or later, without the places that no running row needs."""
         longest = max(*self.lengths, end if end > self._end else 0, 1)
         begin, end, places = 0, longest, longest + max(ROOM_TOKENS, longest // 2)
         assert self._cache is not None

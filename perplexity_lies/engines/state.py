@@ -1,15 +1,14 @@
-"""The state of a batch of sequences: snapshot, fork, gather, release, for attention, recurrent and hybrid alike.
+"""The state of a batch of sequences, for attention, recurrent and hybrid checkpoints alike.
 
-transformers keeps a model's state in a `Cache` of layers: keys and values, a sliding window of them, recurrent and
-convolution states, or both. Every tensor of a layer has the batch in front, so one operation serves them all: make the
-layer again with each of its tensors replaced. A snapshot is a gather of every row, a fork a gather that names a row more
-than once, release is forgetting.
+    gather(state, [0, 0, 2])  ->  a new state of three rows: row 0 twice (a fork) and row 2
 
-A mixer of one's own says what its state is in its own file: a cache layer whose tensors (bare, in dictionaries or in
-dataclasses) have the batch in front, marked `fixed_size_state = True` where none of them grows with the sequence; it may
+transformers keeps a model's state in a `Cache` of layers: keys and values, a sliding window of them, recurrent and convolution
+states, or a mix. The first dimension of every tensor is the batch, so one operation is enough: rebuild the layer with rows of
+its tensors picked.
+
+A mixer of your own defines its state in its own file: a cache layer whose tensors (attributes, in dictionaries or in
+dataclasses) have the batch first. Set `fixed_size_state = True` on its class when none of them grows with the sequence. It may
 count its tokens in `seen`.
-
-Knows nothing of tokens or of what is done with the state.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ from transformers.cache_utils import (
 from perplexity_lies.engines.base import CannotShare
 
 GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
-"""Layers of keys and values, [rows, heads, time, width], and nothing else."""
+"""Cache layers with keys and values [rows, heads, time, width] only."""
 
 MIXED = (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
-"""Layers of both kinds at once."""
+"""Cache layers with keys and values and a recurrent state."""
 
 
 def state_argument(model: Any) -> str:
-    """Under which name the model's forward takes its state."""
+    """The argument of the model's forward that takes its state."""
     return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def state_of(output: Any) -> Any:
-    """The state that a forward pass returned. Raises CannotShare when it returned none."""
+    """The state in a forward pass's output. Raises CannotShare when there is none."""
     for name in ("past_key_values", "cache_params"):
         state = getattr(output, name, None)
         if state is not None:
@@ -55,12 +54,12 @@ def state_of(output: Any) -> Any:
 
 
 def border_tokens(config: PretrainedConfig) -> tuple[str, int] | None:
-    """Name and length of a rotary embedding that turns all positions otherwise once more tokens than this are read.
+    """Kind and border of a rotary embedding that rotates every position differently once a batch is longer than the border.
 
-    A state from before the border is not one from after it, and one row beyond it turns those that share its batch.
+    None for any other. A state from before the border is wrong after it, and one long row changes all rows of its batch.
     """
     stated = getattr(config, "rope_parameters", None) or {}
-    for rope in (stated, *stated.values()):  # for all layers, or by their type
+    for rope in (stated, *stated.values()):  # one for all layers, or one per layer type
         kind = rope.get("rope_type", "") if isinstance(rope, dict) else ""
         if kind == "longrope":
             return kind, int(rope["original_max_position_embeddings"])
@@ -70,12 +69,12 @@ def border_tokens(config: PretrainedConfig) -> tuple[str, int] | None:
 
 
 def is_fixed_size(layer: Any) -> bool:
-    """Whether a layer's state keeps its size however long the sequence."""
+    """Whether the layer's state has one size whatever the length of the sequence."""
     return type(layer) is LinearAttentionLayer or getattr(type(layer), "fixed_size_state", False)
 
 
 def check_can_fork(state: Any) -> None:
-    """Raises CannotShare, with the reason, for a state whose layers are not known here."""
+    """Raises CannotShare, with the reason, if `state` has a layer of an unknown kind."""
     if not isinstance(state, Cache):
         raise CannotShare(f"its state is a {type(state).__name__}, not a transformers Cache")
     for layer in state.layers:
@@ -84,12 +83,12 @@ def check_can_fork(state: Any) -> None:
 
 
 def gather(state: Cache, rows: Sequence[int]) -> Cache:
-    """A new state whose row i is row `rows[i]` of `state`; nothing written to one is seen in the other."""
+    """A new state whose row i is row `rows[i]` of `state`. Writing to one does not change the other."""
     index = torch.tensor(list(rows), device=next(tensors_of(state)).device)
     one_row = rows_of(state) == 1
 
     def pick(layer: Any) -> Any:
-        if one_row and type(layer) in GROWING:  # it grows by concatenation: a view is never written to
+        if one_row and type(layer) in GROWING:  # grows by concatenation, so a view is never written to
             return rebuild(layer, lambda tensor: tensor.expand(len(index), *tensor.shape[1:]))
         return rebuild(layer, lambda tensor: tensor.index_select(0, index))
 
@@ -99,7 +98,7 @@ def gather(state: Cache, rows: Sequence[int]) -> Cache:
 
 
 def rebuild(layer: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The layer again, each of its batched tensors `change`d; the original is left as it was."""
+    """A copy of the layer with `change` applied to each batched tensor; the original stays as it is."""
     twin = copy.copy(layer)
     for name, value in vars(layer).items():
         setattr(twin, name, _changed(value, change))
@@ -127,7 +126,7 @@ def tensors_of(state: Cache) -> Iterator[torch.Tensor]:
 
 
 def layer_tensors(layer: Any) -> Iterator[torch.Tensor]:
-    """Every batched tensor of a layer, in a fixed order."""
+    """Every batched tensor of a layer, always in the same order."""
     pending = list(vars(layer).values())
     while pending:
         value = pending.pop(0)
@@ -145,5 +144,5 @@ def rows_of(state: Cache) -> int:
 
 
 def bytes_of(state: Cache) -> int:
-    """Bytes that a state holds."""
+    """Bytes of a state's tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state))

@@ -1,7 +1,7 @@
-"""What every engine asks of a tokenizer and a config: ids of a text, a chat as text, the stated context, the end tokens.
+"""Tokenizer and config rules that all engines share: ids of a text, a chat as text, the stated context, the end tokens.
 
-Follows lm-eval's `HFLM` (BOS and context), evalscope (chats without a template) and HF `generate` (end tokens), so that
-engines differ in who computes, never in what is asked. Knows nothing of models, servers or requests.
+They follow lm-eval's `HFLM` (BOS and context), evalscope (chats without a template) and HF `generate` (end tokens). Because
+every engine uses them, engines differ in how they compute and not in what they are asked.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from perplexity_lies.engines.base import Message
 from perplexity_lies.errors import CheckpointError
 
 CONTEXT_WHEN_UNSTATED_TOKENS = 2048
-"""lm-eval's default where neither config nor tokenizer states a context."""
+"""lm-eval's default when neither config nor tokenizer states a context."""
 
 UNSTATED_TOKENS = 1_000_000_000
-"""transformers' `model_max_length` of a tokenizer that does not know it is larger than this."""
+"""A tokenizer without a stated context has a `model_max_length` above this in transformers."""
 
 
-def has_chat_template(tokenizer: Any) -> bool:
-    """Whether the checkpoint brings a chat template."""
+def has_template(tokenizer: Any) -> bool:
+    """Whether the checkpoint has a chat template."""
     return getattr(tokenizer, "chat_template", None) is not None
 
 
 def encode(tokenizer: Any, text: str, add_special_tokens: bool | None = None) -> list[int]:
-    """Token ids. None lets the tokenizer decide, unless the text already opens with its BOS (lm-eval's rule)."""
+    """Token ids. None: the tokenizer decides, except that a text which opens with BOS gets no second (lm-eval's rule)."""
     if add_special_tokens is None:
         bos = getattr(tokenizer, "bos_token", None)
         add_special_tokens = not (bos and text.startswith(bos))
@@ -35,7 +35,7 @@ def encode(tokenizer: Any, text: str, add_special_tokens: bool | None = None) ->
 
 
 def spell(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Each token by itself."""
+    """The text of each token, decoded by itself."""
     return [tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False) for token in ids]
 
 
@@ -45,11 +45,11 @@ def transcript(messages: Sequence[Message]) -> str:
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-    """Messages through the checkpoint's own chat template, or as a transcript where it has none.
+    """Messages in the checkpoint's chat template, or as a transcript where it has none.
 
-    Raises CheckpointError when the template does not take them.
+    Raises CheckpointError when the template refuses them.
     """
-    if not has_chat_template(tokenizer):
+    if not has_template(tokenizer):
         return transcript(messages)
     try:
         rendered: str = tokenizer.apply_chat_template(
@@ -68,7 +68,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], add_generation_prom
 
 
 def context_tokens(config: Any, tokenizer: Any) -> int:
-    """The stated context, as lm-eval finds it: in the config (None where there is none), else in the tokenizer."""
+    """The stated context in tokens by lm-eval's rule: from the config (may be None), else from the tokenizer."""
     config = getattr(config, "text_config", None) or config
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         if getattr(config, name, None) is not None:
@@ -78,7 +78,7 @@ def context_tokens(config: Any, tokenizer: Any) -> int:
 
 
 def end_ids(generation_config: Any, config: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a reply, as HF `generate` finds them; the tokenizer's own where the checkpoint states none."""
+    """Tokens that end a reply by HF `generate`'s rule; the tokenizer's EOS where the checkpoint states none."""
     stated: int | Iterable[int] | None = getattr(generation_config, "eos_token_id", None)
     if stated is None:
         stated = getattr(config, "eos_token_id", None)

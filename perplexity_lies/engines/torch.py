@@ -1,10 +1,11 @@
-"""The torch engine: any `AutoModelForCausalLM` checkpoint on CPU or CUDA, correct before fast.
+"""The torch engine: runs any `AutoModelForCausalLM` checkpoint on CPU or CUDA.
 
-No pad token ever enters a state that is read again: what is true of attention with positions and masks is then true of
-recurrent and hybrid students too. Scoring follows lm-eval's `HFLM`
-(tokenisation, truncation from the left, greedy flag); greedy generation gives the tokens of HF `generate` one row at a time.
+Scoring follows lm-eval's `HFLM` (tokenisation, truncation from the left, greedy flag). Greedy generation gives the same tokens
+as HF `generate` on one row at a time. No pad token enters a state that is used again, so results do not depend on the batch,
+for recurrent and hybrid checkpoints as for attention.
 
-Knows nothing of protocols, items or the disk.
+When a checkpoint is opened, a few tokens are run to see whether its state can be forked (shared prefixes) and batched in slots
+(continuous batching). Where it cannot, the engine takes the plain path and logs why.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from perplexity_lies.engines.base import (
     Message,
     ScoreRequest,
     ScoreResult,
+    ShownModel,
     nothing_finished,
 )
 from perplexity_lies.engines.decoding import Row
+from perplexity_lies.engines.device import cpu_threads
 from perplexity_lies.engines.generation import generate_by_length, generate_in_slots
 from perplexity_lies.engines.loading import LEARNED_POSITIONS, load_model, load_tokenizer
 from perplexity_lies.engines.scoring import Budget, score_tree
@@ -44,23 +47,24 @@ from perplexity_lies.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 SMALL_PARAMETERS = 10_000_000
-"""Below this a second CPU thread costs more in waiting than it brings: 1 ms a step against 25 ms on two contended cores."""
-
+"""A smaller model computes with one CPU thread: a second one made a step take 25 ms instead of 1 ms on two contended cores."""
 
 BATCH_TOKENS = 1024
 BATCH_PASSES = 16
-"""A batch holds so many tokens, or so many times what a forward pass costs beside its tokens: from there on a larger one
-brings no speed, and on a CPU costs some, with the copies of keys that no longer fit the caches."""
+"""A batch is cut at BATCH_TOKENS tokens or at BATCH_PASSES times `_forward_tokens`, whichever is more.
+
+A larger batch is no faster; on a CPU it is slower, because its keys no longer fit the caches.
+"""
 
 STATE_SHARE = 4
-"""One part in this many of what the weights leave of the device's memory (of the RAM on CPU) may hold forked states."""
+"""Forked states may hold 1/STATE_SHARE of the memory that the weights leave free (RAM on a CPU)."""
 
 PROBE_TOKENS = 6
-"""Read in two halves, the second from the forked state of the first, to see that a state is all there is to go on from."""
+"""Tokens of the trial run: a second half run from the forked state of the first must give the logits of one pass."""
 
 
 class TorchEngine(Engine):
-    """See the module."""
+    """A transformers model in this process."""
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         self.checkpoint = checkpoint
@@ -98,8 +102,12 @@ class TorchEngine(Engine):
         }
 
     @property
+    def shown(self) -> ShownModel:
+        return ShownModel(model=self.model, dtype=self.settings["dtype"], threads=self.threads)
+
+    @property
     def has_chat_template(self) -> bool:
-        return tokens.has_chat_template(self.tokenizer)
+        return tokens.has_template(self.tokenizer)
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
         return tokens.encode(self.tokenizer, text, add_special_tokens)
@@ -114,11 +122,14 @@ class TorchEngine(Engine):
         border = self._border_below(min(longest, self.context_tokens), "shared prefixes or batches")
         budget = replace(self._budget(), rows=1) if border else self._budget()
         share = not (self.why_not_shared or border)
-        with _threads(self.threads), self._memory_told():
+        with cpu_threads(self.threads), self._memory_told():
             yield from score_tree(self.model, requests, self.context_tokens, budget, finished, share=share)
 
     def _border_below(self, tokens: int, without: str) -> tuple[str, int] | None:
-        """The `border_tokens` of its rotary embedding, if `tokens` are more; logs what is done without then."""
+        """The rotary embedding's border (`state.border_tokens`) if a row of `tokens` crosses it, else None.
+
+        Logs that the engine goes on without `without`.
+        """
         border = border_tokens(self.model.config.get_text_config())
         if border is None or tokens <= border[1]:
             return None
@@ -130,7 +141,7 @@ class TorchEngine(Engine):
 
     @contextlib.contextmanager
     def _memory_told(self) -> Iterator[None]:
-        """Turns what is left when nothing can be made smaller into a CheckpointError."""
+        """Raise CheckpointError, saying what to type, when memory runs out and no batch can be halved."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -158,15 +169,15 @@ class TorchEngine(Engine):
             yield [row.refused(self._refusal(row)) for row in refused]
         runnable = [row for row in rows.values() if not self._refusal(row)]
         longest = max((len(row.prompt_ids) + row.request.max_new_tokens - 1 for row in runnable), default=0)
-        asked = (self.model, self.tokenizer, runnable, self.end_ids, self.context_tokens, self._budget(), finished)
-        with _threads(self.threads), self._memory_told():
+        given = (self.model, self.tokenizer, runnable, self.end_ids, self.context_tokens, self._budget(), finished)
+        with cpu_threads(self.threads), self._memory_told():
             if border := self._border_below(longest, "continuous batching"):
-                # HF `generate` makes the state again for longrope alone.
-                yield from generate_by_length(*asked, again_at=border[1] if border[0] == "longrope" else None)
+                # HF `generate` recomputes the state at the border for longrope only.
+                yield from generate_by_length(*given, again_at=border[1] if border[0] == "longrope" else None)
             elif self.why_not_slots:
-                yield from generate_by_length(*asked)
+                yield from generate_by_length(*given)
             else:
-                yield from generate_in_slots(*asked)
+                yield from generate_in_slots(*given)
 
     def _row(self, request: GenerateRequest) -> Row:
         ids = self.encode(request.prompt, request.add_special_tokens)
@@ -182,27 +193,17 @@ class TorchEngine(Engine):
         return ""
 
 
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _memory_bytes(device: torch.device) -> int:
-    """All the memory of a device: a figure that does not change between two runs on one machine."""
+    """Total memory of a device, used or free: the same in every run on one machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _forward_tokens(model: transformers.PreTrainedModel, device: torch.device) -> int:
-    """What a forward pass costs beside its tokens, in tokens: launching its layers, and reading weights for few rows.
+    """Fixed cost of a forward pass (launching layers, reading weights for few rows), in tokens' worth of time.
 
-    An estimate from the model's size; a wrong one costs speed, never a result.
+    Estimated from the model's size. A wrong estimate costs speed and changes no result.
     """
     config = model.config.get_text_config()
     launch_s, flops_per_s, few_rows = (1e-3, 2e14, 0) if device.type == "cuda" else (2.5e-4, 8e10, 40)
@@ -214,16 +215,16 @@ def _forward_tokens(model: transformers.PreTrainedModel, device: torch.device) -
 
 @torch.inference_mode()
 def _probe(model: transformers.PreTrainedModel, device: torch.device) -> tuple[str, str]:
-    """Why the checkpoint's state cannot be forked, and why it cannot stand in slots; empty where it can.
+    """Run PROBE_TOKENS tokens. Returns why the state cannot be forked and why it cannot be batched in slots; empty if it can.
 
-    Found by running a few tokens. Raises CheckpointError when the model cannot run them.
+    Raises CheckpointError when the model cannot run them.
     """
     ids = torch.arange(1, PROBE_TOKENS + 1, device=device)[None] % model.config.get_text_config().vocab_size
     half = PROBE_TOKENS // 2
     try:
         whole = model(input_ids=ids, use_cache=False).logits[:, half:]
         first = model(input_ids=ids[:, :half], use_cache=True)
-    except Exception as error:  # its own code, which may be anybody's
+    except Exception as error:  # the checkpoint's own code may raise anything
         raise CheckpointError("the checkpoint cannot be run", found=f"{type(error).__name__}: {error}") from error
     try:
         state = state_of(first)
@@ -239,13 +240,13 @@ def _probe(model: transformers.PreTrainedModel, device: torch.device) -> tuple[s
 
 
 def _check_goes_on(model: Any, ids: torch.Tensor, state: Any, whole: torch.Tensor) -> None:
-    """Raises CannotShare unless `ids` [1, n], run from a state of two rows, have the logits `whole` [1, n, vocabulary].
+    """Raises CannotShare unless `ids` [1, n], run from a `state` of two rows, give the logits `whole` [1, n, vocabulary].
 
-    Mamba's kernels, for one, start from nothing wherever more than one token is read.
+    They do not for Mamba in transformers, which ignores its state whenever it reads more than one token.
     """
     try:
         found = model(input_ids=ids.expand(2, -1), use_cache=True, **{state_argument(model): state}).logits
-    except Exception as error:  # its own code
+    except Exception as error:  # as above
         raise CannotShare(f"running on from its state fails: {type(error).__name__}: {error}") from error
     apart, bar = (found - whole).abs().max(), torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
     if not apart <= bar:
@@ -253,7 +254,7 @@ def _check_goes_on(model: Any, ids: torch.Tensor, state: Any, whole: torch.Tenso
 
 
 def _warn_of_unused_generation_settings(model: transformers.PreTrainedModel) -> None:
-    """A checkpoint's own generation settings change what greedy means: say so where they are left out."""
+    """Log the checkpoint's generation settings that would change a greedy reply: they are not used here."""
     neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": None, "suppress_tokens": None}
     found = {
         name: getattr(model.generation_config, name, None)

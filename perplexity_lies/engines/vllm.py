@@ -1,9 +1,8 @@
-"""The vLLM engine: `vllm.LLM` in this process; scores are its prompt log-probabilities, replies come from its scheduler.
+"""The vLLM engine: `vllm.LLM` in this process. Scores are vLLM's prompt log-probabilities, replies come from its scheduler.
 
-vLLM reads a checkpoint's files itself and knows only its own architectures. Its prefix cache is left out of scoring by vLLM
-(it is not read where prompt log-probabilities are asked), so a shared header is computed again for every continuation.
-End tokens are the ones that HF `generate` finds, and the text is decoded from the ids as the torch engine decodes it.
-The only file that imports `vllm`; it has its own environment (docs/engines.md). Knows nothing of protocols, items or the disk.
+vLLM reads the checkpoint's files itself and runs only its own architectures. It does not use its prefix cache for prompt
+log-probabilities, so a shared header is computed again for every continuation. End tokens and decoding are those of the torch
+engine. This is the only file that imports `vllm`, which needs an environment of its own (docs/engines.md).
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from perplexity_lies.errors import CheckpointError, MissingError, UsageError
 WHOLE = RequestOutputKind.FINAL_ONLY
 
 Ask = tuple[list[int], vllm.SamplingParams]
-"""Prompt ids and what vLLM is to do with them."""
+"""Prompt ids, and vLLM's parameters for them."""
 
 
 class VllmEngine(Engine):
-    """See the module."""
+    """A vLLM model in this process."""
 
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         self.checkpoint, self.options = checkpoint, options
@@ -72,7 +71,7 @@ class VllmEngine(Engine):
 
     @property
     def has_chat_template(self) -> bool:
-        return tokens.has_chat_template(self.tokenizer)
+        return tokens.has_template(self.tokenizer)
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
         return tokens.encode(self.tokenizer, text, add_special_tokens)
@@ -83,21 +82,21 @@ class VllmEngine(Engine):
     def score(
         self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
     ) -> Iterator[list[ScoreResult]]:
-        """Results as vLLM finishes them. A sequence is cut to one token less than the context, since vLLM always makes one."""
-        asked = {request.key: request for request in requests if not finished(request.key)}
+        """Results as vLLM finishes them. Inputs are cut to one token less than the context: vLLM always generates one."""
+        wanted = {request.key: request for request in requests if not finished(request.key)}
         once = vllm.SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False, output_kind=WHOLE
         )
-        asks = {key: (list(self._kept(request)), once) for key, request in asked.items()}
-        return self._run(asks, lambda key, output: self._scored(asked[key], output))
+        asks = {key: (list(self._kept(request)), once) for key, request in wanted.items()}
+        return self._run(asks, lambda key, output: self._scored(wanted[key], output))
 
     def generate(
         self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
     ) -> Iterator[list[GenerateResult]]:
-        asked = {request.key: request for request in requests if not finished(request.key)}
-        ids = {key: self.encode(request.prompt, request.add_special_tokens) for key, request in asked.items()}
+        wanted = {request.key: request for request in requests if not finished(request.key)}
+        ids = {key: self.encode(request.prompt, request.add_special_tokens) for key, request in wanted.items()}
         kept = {key: ids[key][-request.max_prompt_tokens :] if request.max_prompt_tokens else ids[key]
-                for key, request in asked.items()}  # fmt: skip
+                for key, request in wanted.items()}  # fmt: skip
         refused = [
             GenerateResult(
                 key=key, text="", finish_reason="length", prompt_tokens=len(prompt), completion_tokens=0,
@@ -109,11 +108,11 @@ class VllmEngine(Engine):
         if refused:
             yield refused
         asks = {
-            key: (prompt, self._params(asked[key], len(prompt)))
+            key: (prompt, self._params(wanted[key], len(prompt)))
             for key, prompt in kept.items()
             if not self._refusal(prompt)
         }
-        yield from self._run(asks, lambda key, output: self._reply(asked[key], len(ids[key]), output))
+        yield from self._run(asks, lambda key, output: self._reply(wanted[key], len(ids[key]), output))
 
     def _refusal(self, prompt: Sequence[int]) -> str:
         """Why vLLM cannot run a prompt; empty when it can."""
@@ -139,6 +138,7 @@ class VllmEngine(Engine):
         )
 
     def _kept(self, request: ScoreRequest) -> tuple[int, ...]:
+        """Context and continuation, cut from the left to what vLLM takes."""
         return (*request.context_ids, *request.continuation_ids)[-(self.context_tokens - 1) :]
 
     def _scored(self, request: ScoreRequest, output: Any) -> ScoreResult:
@@ -170,12 +170,13 @@ class VllmEngine(Engine):
             finish_reason=reason,
             prompt_tokens=kept,
             completion_tokens=len(row.token_ids),
+            token_ids=tuple(row.token_ids),
             truncated_tokens=prompt_tokens - kept,
             smallest_margin=smallest_margin(row.logprobs),
         )
 
     def _run(self, asks: dict[str, Ask], read: Callable[[str, Any], Any]) -> Iterator[list[Any]]:
-        """Everything is put before vLLM's scheduler; what it has finished comes back after each of its steps."""
+        """Give all requests to vLLM's scheduler; yield what has finished after each of its steps."""
         engine = self.llm.llm_engine
         waiting = set(asks)
         for key, (ids, params) in asks.items():
@@ -192,9 +193,9 @@ class VllmEngine(Engine):
 
 
 def smallest_margin(places: Sequence[Mapping[int, Any]] | None) -> float | None:
-    """The least by which a greedy reply's token was ahead of the second best. None for a sampled reply.
+    """Smallest lead of a greedy reply's token over the second best, in logits. None for a sampled reply.
 
-    `places`: vLLM's log-probabilities of at least the two best tokens at each place; they differ by what the logits do.
+    `places`: vLLM's log-probabilities of the two best tokens (or more) at each position. Their difference is that of the logits.
     """
     if not places:
         return None
@@ -203,7 +204,7 @@ def smallest_margin(places: Sequence[Mapping[int, Any]] | None) -> float | None:
 
 
 def _device(name: str) -> str:
-    """What vLLM runs on. Raises UsageError where another device was asked for: the installed vLLM decides, not the option."""
+    """The device that the installed vLLM was built for. Raises UsageError when `name` is another one."""
     found = str(current_platform.device_type)
     if name not in ("auto", found):
         raise UsageError(
@@ -226,7 +227,7 @@ def _load(checkpoint: Checkpoint, options: EngineOptions, dtype: torch.dtype, *,
             dtype=dtype,
             trust_remote_code=checkpoint.trust_remote_code,
             load_format="auto" if checkpoint.allow_pickle else "safetensors",
-            generation_config="vllm",  # the suite's settings hold, not the checkpoint's
+            generation_config="vllm",  # the suite's settings, not the checkpoint's
             max_num_seqs=options.slots,
             max_num_batched_tokens=options.batch_tokens,
             enforce_eager=eager,
@@ -241,7 +242,7 @@ def _load(checkpoint: Checkpoint, options: EngineOptions, dtype: torch.dtype, *,
 
 
 def _generation_config(checkpoint: Checkpoint) -> Any:
-    """generation_config.json, None where the checkpoint has none."""
+    """The checkpoint's generation_config.json; None where there is none."""
     if checkpoint.path is None or not (checkpoint.path / "generation_config.json").is_file():
         return None
     return transformers.GenerationConfig.from_pretrained(checkpoint.path)

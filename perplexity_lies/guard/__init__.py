@@ -1,69 +1,76 @@
-"""The artifact guard: before a gap is believed, is it the checkpoint's own, or is the engine at fault?
+"""The artifact guard: does a gap come from the checkpoint, or from a fault of the engine?
 
-Log-likelihood is read off forward passes over whole rows; generation runs token by token from states. A fault in one path
-alone (a mask dropped, a pad that is read, a state not forked, another prompt's prefix, a stale cache, a doubled template)
-opens a hidden gap that no checkpoint has. Each check asks the same thing in two ways that must agree; greedy match by
-log-likelihood against greedy generation, as LAMBADA is scored, is the negative control.
+    found = guard(engine)
+    found.failed     ->  checks that did not pass; none: gaps measured with this engine can be believed
+    found.rounding   ->  how far rounding may move a log-likelihood or a logit on this engine
 
-Bars. float32: 1e-4 nats for a continuation, 1e-3 nats for a token by the model's own cache (measured over ten random families
-and five trained checkpoints: 2e-5 and 2e-4), and every sure token of a reply. Below float32: 6 units in the last place of the
-checkpoint's largest logits. Measured in the same way: a continuation moves by up to 2.4 of them in bfloat16 and 3.4 in
-float16, and the median token by the cache by 0.7; its largest, 75, is a mixture of experts whose router turned.
+Log-likelihood comes from forward passes over whole rows; generation runs token by token from states. A fault in one of these
+paths only (a dropped mask, a pad that is read, a state not forked, another prompt's prefix, a stale cache, a doubled template)
+opens a hidden gap that the checkpoint does not have. Each check asks one question in two ways that must agree. The negative
+control, scored as LAMBADA is, compares "greedy by log-likelihood" with greedy generation.
 
-Short form, for an engine that shows its model: at most 18,000 tokens through it where a token is a letter, about 4,000 where
-it is most of a word, and never more than 250 passes of at most 256 tokens a row.
+An engine that shows its model (`Engine.shown`) is also compared with plain forward passes of it (`reference.py`).
 
-Knows nothing of runs or reports. What it cannot see: a fault that every path shares, such as wrong weights in the files.
+Tolerances in float32: 1e-4 nats for a continuation, 1e-3 nats for a token from the model's own cache (measured on ten random
+families and five trained checkpoints: 2e-5 and 2e-4), and no difference in a sure token of a reply. Below float32: 6 units in
+the last place of the checkpoint's largest logits. Measured in the same way: a continuation moves by up to 2.4 units in bfloat16
+and 3.4 in float16; from the cache, the median token moves by 0.7 units and the worst by 75 (the router of a mixture of experts
+chose another expert).
+
+Cost of the short form with a shown model: at most 250 forward passes of at most 256 tokens a row; 18,000 tokens in all where
+a token is a letter, about 4,000 where it is most of a word.
+
+The guard cannot see a fault that all paths share, such as wrong weights in the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from perplexity_lies.engines.base import CannotShare, Engine, ScoreResult
 from perplexity_lies.errors import PliesError
 from perplexity_lies.guard.checks import CHECKS, fingerprint, weights
 from perplexity_lies.guard.subject import TEXTS, CannotCheck, Check, Subject, Tolerance
-from perplexity_lies.protocols.base import plain
+from perplexity_lies.record.journal import entry
+from perplexity_lies.record.manifest import GuardFacts, Rounding
 
 __all__ = ["Check", "Guarded", "guard", "nats_by_key", "weights_unchanged"]
 
 EXACT = Tolerance(nats=1e-4, cached_nats=1e-3, margin=1e-3)
-"""The bars of float32, and the least of any dtype."""
+"""In float32; no dtype has smaller ones."""
 
 ROUNDINGS = 6.0
-"""Below float32 the bars are this many units in the last place of the checkpoint's largest logits (see the module)."""
+"""Below float32, tolerances are this many units in the last place of the checkpoint's largest logits."""
 
 UNSEEN = Tolerance(nats=0.5, cached_nats=0.5, margin=0.0, replies=0.2)
-"""Of an engine that does not show its model: its dtype and its sure tokens are unknown."""
+"""For an engine that does not show its model: its dtype and its sure tokens are unknown."""
 
 NOT_CHECKED = "not checked: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guarded:
-    """What the guard found."""
+    """The outcome of every check."""
 
     checks: tuple[Check, ...]
     fingerprint: tuple[ScoreResult, ...]
-    """Log-likelihoods of fixed texts under these weights; none of an engine that cannot score."""
-    tolerance: Tolerance
-    """What rounding may do in this engine's dtype."""
+    """Log-likelihoods of fixed texts under these weights; empty for an engine that cannot score."""
+    rounding: Rounding
+    """How far rounding may move this engine's numbers."""
 
     @property
     def failed(self) -> tuple[Check, ...]:
         """Checks that did not pass."""
         return tuple(check for check in self.checks if check.passed is False)
 
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """For the manifest: name -> passed, measured, tolerance, detail."""
+    def describe(self) -> dict[str, GuardFacts]:
+        """What the manifest records: name of the check -> what it found."""
         return {name: facts for check in self.checks for name, facts in check.describe().items()}
 
 
 def _tolerance(dtype: str, rounding: float) -> Tolerance:
-    """What rounding may do to a checkpoint whose logits can be told apart by `rounding`."""
+    """Tolerances for a dtype; `rounding` is one unit in the last place of the checkpoint's largest logits."""
     if dtype == "float32":
         return EXACT
     bar = ROUNDINGS * rounding
@@ -76,14 +83,12 @@ def _tolerance(dtype: str, rounding: float) -> Tolerance:
 
 
 def _subject(engine: Engine, *, full: bool, prompts: Sequence[str] = ()) -> Subject:
-    settings = engine.settings
-    if settings.get("engine") != "torch":
+    if engine.shown is None:
         return Subject(engine, None, UNSEEN, full=full, prompts=prompts)
-    from perplexity_lies.guard.reference import Reference  # torch, which an engine of another kind may lack
+    from perplexity_lies.guard.reference import Reference  # needs torch, which other engines may lack
 
-    model: Any = vars(engine)["model"]
-    reference = Reference(model, engine.tokenizer, settings["threads"])
-    tolerance = _tolerance(settings["dtype"], reference.rounding(engine.encode(TEXTS[0])))
+    reference = Reference(engine.shown, engine.tokenizer)
+    tolerance = _tolerance(engine.shown.dtype, reference.rounding(engine.encode(TEXTS[0])))
     return Subject(engine, reference, tolerance, full=full, prompts=prompts)
 
 
@@ -99,7 +104,7 @@ def nats_by_key(results: Sequence[ScoreResult]) -> dict[str, float]:
 
 
 def weights_unchanged(engine: Engine, earlier: Sequence[Mapping[str, float]]) -> Check:
-    """Whether fixed texts still have the log-likelihoods that they had `earlier` (each: request key -> nats)."""
+    """Check that fixed texts have the log-likelihoods of `earlier` (each: request key -> nats)."""
     try:
         return weights(_subject(engine, full=False), earlier)
     except (CannotCheck, PliesError) as why:
@@ -107,10 +112,11 @@ def weights_unchanged(engine: Engine, earlier: Sequence[Mapping[str, float]]) ->
 
 
 def guard(engine: Engine, *, full: bool = False, prompts: Sequence[str] = ()) -> Guarded:
-    """Every check of `engine`; `full` with more probes, `prompts` (a user's messages) beside the fixed ones.
+    """Run every check on `engine`.
 
-    A check that cannot be made of this engine is listed with its reason; whatever the engine raises beside PliesError is
-    let through. Raises CheckpointError when its log-likelihoods are not numbers: nothing could be compared.
+    `full` uses more probes; `prompts` (user messages) are used beside the fixed texts. A check that cannot be made of this
+    engine is listed with the reason. Raises CheckpointError when log-likelihoods are not numbers, and whatever the engine
+    raises other than PliesError.
     """
     subject = _subject(engine, full=full, prompts=prompts)
     try:
@@ -118,7 +124,7 @@ def guard(engine: Engine, *, full: bool = False, prompts: Sequence[str] = ()) ->
     except (CannotCheck, PliesError):
         loaded = ()
     for result in loaded:
-        plain(result)
+        entry(result)  # raises for NaN: nothing could be compared
     checks = []
     for check in CHECKS:
         try:
@@ -126,4 +132,5 @@ def guard(engine: Engine, *, full: bool = False, prompts: Sequence[str] = ()) ->
         except (CannotCheck, CannotShare, PliesError) as why:
             checks.append(_unchecked(check.__name__.replace("_", " "), why))
     checks.append(weights_unchanged(engine, [nats_by_key(loaded)]))
-    return Guarded(checks=tuple(checks), fingerprint=loaded, tolerance=subject.tolerance)
+    rounding = Rounding(nats=subject.tolerance.nats, margin=subject.tolerance.margin)
+    return Guarded(checks=tuple(checks), fingerprint=loaded, rounding=rounding)

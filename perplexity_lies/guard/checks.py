@@ -1,7 +1,7 @@
-"""The artifact guard's checks: each puts the same question to an engine in two ways that must give one answer.
+"""The guard's checks. Each asks an engine one question in two ways that must agree, and returns a `Check`.
 
-Each is a function of a `Subject`, raises CannotCheck where it has nothing to say, and measures in nats or in things that went
-wrong. Knows nothing of runs, manifests or how a check is shown.
+A check is a function of a `Subject`. It measures a difference in nats or counts what went wrong, and raises CannotCheck where
+it cannot be made of this engine. To add one, write the function and list it in `CHECKS`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ from perplexity_lies.guard.subject import (
 )
 
 FINGERPRINT_TOKENS = 32
+"""Longest text of the fingerprint."""
 PADDED_TOKENS = (CONTINUATION_TOKENS + 1, 256, 20)
-"""Longest rows of a batch of unequal lengths: the first so short that what is put before it would not be forgotten."""
+"""Most tokens of the rows of a batch of unequal lengths; the first is so short that a pad before it would show."""
 
 
 def _said(result: GenerateResult) -> tuple[str, str, int]:
+    """What two equal replies have in common: text, finish reason, number of tokens."""
     return result.text, result.finish_reason, result.completion_tokens
 
 
 def _split(ids: Sequence[int], tokens: int = CONTINUATION_TOKENS) -> ScoreRequest:
+    """Score the last `tokens` of `ids` after the others."""
     return ScoreRequest(context_ids=tuple(ids[:-tokens]), continuation_ids=tuple(ids[-tokens:]))
 
 
 def _sure(probes: Sequence[Probe], least: int = 0) -> list[Probe]:
-    """Probes whose first token at least is sure. Raises CannotCheck where there are fewer than `least`."""
+    """Probes with a sure first token. Raises CannotCheck if there are fewer than `least`."""
     sure = [probe for probe in probes if probe.sure]
     if len(sure) < least:
         raise CannotCheck(f"{len(sure)} of {len(probes)} probes have a greedy reply that rounding cannot move")
@@ -43,7 +46,7 @@ def _sure(probes: Sequence[Probe], least: int = 0) -> list[Probe]:
 
 
 def _worst(subject: Subject, requests: Sequence[ScoreRequest]) -> float:
-    """Largest difference in nats between requests scored together and alone; 0 of an engine that has no scores."""
+    """Largest difference in nats between requests scored together and alone; 0 for an engine that cannot score."""
     if subject.engine.why_no_score:
         return 0.0
     alone = [subject.score_alone(request).loglikelihood_nats for request in requests]
@@ -52,7 +55,7 @@ def _worst(subject: Subject, requests: Sequence[ScoreRequest]) -> float:
 
 
 def _differing(subject: Subject, probes: Sequence[Probe]) -> int:
-    """Replies that differ between together and alone."""
+    """How many replies differ between generated together and alone."""
     alone = [_said(subject.reply_alone(probe.request())) for probe in probes]
     together = map(_said, subject.reply([probe.request() for probe in probes]))
     return sum(a != b for a, b in zip(alone, together, strict=True))
@@ -63,13 +66,13 @@ def _within(subject: Subject, differing: int, of: int) -> bool:
 
 
 def _nats(name: str, subject: Subject, worst: float, detail: str, *, also: bool = True) -> Check:
-    """A check whose measure is in nats; `also` is what must hold beside it."""
+    """A check that measures nats and passes within tolerance if `also` holds."""
     bar = subject.tolerance.nats
     return Check(name=name, passed=worst <= bar and also, measured=worst, tolerance=bar, detail=detail)
 
 
 def batch_size(subject: Subject) -> Check:
-    """Rows of one length, together and alone: a row does not see its neighbours."""
+    """Rows of one length, together and alone: a row's numbers do not depend on the rest of the batch."""
     rows = [subject.encoded(text) for text in subject.texts]
     length = min(map(len, rows))
     prompts = [subject.probe(text) for text in subject.texts]
@@ -85,7 +88,7 @@ def batch_size(subject: Subject) -> Check:
 
 
 def padding(subject: Subject) -> Check:
-    """Rows of unequal length, together and alone: nothing that fills a row up is ever read."""
+    """Rows of unequal length, together and alone: padding changes nothing."""
     lengths = [PADDED_TOKENS[at % len(PADDED_TOKENS)] for at in range(len(subject.texts))]
     probes = _sure([subject.probe(text, most) for text, most in zip(subject.texts, lengths, strict=True)])
     rows = [subject.encoded(text)[-most:] for text, most in zip(subject.texts, lengths, strict=True)]
@@ -105,7 +108,7 @@ def padding(subject: Subject) -> Check:
 
 
 def shared_prefixes(subject: Subject) -> Check:
-    """Continuations below shared prefixes, together (sharing) and alone (none): what is shared is forked whole."""
+    """Continuations of shared prefixes, together (shared) and alone (not shared): forking copies the whole state."""
     requests = []
     for item, text in zip(subject.items, subject.texts, strict=False):
         context, tail = subject.encoded(item), subject.encoded(text)
@@ -117,22 +120,22 @@ def shared_prefixes(subject: Subject) -> Check:
 
 
 def prompt_isolation(subject: Subject) -> Check:
-    """Prompts that begin alike, together, in reverse and alone: none gets another's state."""
+    """Prompts with one beginning, together, in reverse and alone: none continues from another's state."""
     probes = _sure([subject.probe(item, chat=False) for item in subject.items], 2)
     alone = [_said(subject.reply_alone(probe.request())) for probe in probes]
     differing = _differing(subject, probes) + _differing(subject, probes[::-1])
     detail = f"{len(probes)} prompts below one header, together, in reverse and alone: {differing} replies differ"
-    asked = 2 * len(probes)
+    compared = 2 * len(probes)
     if subject.reference is not None:
         expected = [subject.expected(probe) for probe in probes]
         strange = sum(a != b for a, b in zip(alone, expected, strict=True))
-        differing, asked = differing + strange, asked + len(probes)
+        differing, compared = differing + strange, compared + len(probes)
         detail += f", {strange} from a full forward pass"
-    return Check.counted("prompt isolation", differing, subject.tolerance.replies * asked, detail)
+    return Check.counted("prompt isolation", differing, subject.tolerance.replies * compared, detail)
 
 
 def cached_against_full(subject: Subject) -> Check:
-    """The model's own cache, token by token, and the engine's replies, against full forward passes."""
+    """The model's own cache, token by token, and the engine's greedy replies agree with full forward passes."""
     if subject.reference is None:
         raise CannotCheck("this engine does not show its model")
     apart: list[float] = []
@@ -158,7 +161,7 @@ def cached_against_full(subject: Subject) -> Check:
 
 
 def scored_position(subject: Subject) -> Check:
-    """Log-likelihoods and greedy flags against the sums that a full forward pass of each row gives."""
+    """Log-likelihoods and greedy flags agree with a full forward pass over each row."""
     if subject.reference is None:
         raise CannotCheck("this engine does not show its model")
     requests = [_split(subject.encoded(text), n) for text in subject.texts for n in (1, CONTINUATION_TOKENS)]
@@ -181,8 +184,8 @@ def scored_position(subject: Subject) -> Check:
 
 
 def restart(subject: Subject) -> Check:
-    """A reply cut in the middle and given back with its prompt goes on as it went on before."""
-    asked = differing = 0
+    """A reply cut in the middle and appended to its prompt continues as it did before."""
+    compared = differing = 0
     for probe in _sure([subject.probe(text) for text in subject.texts], 1):
         whole = subject.reply_alone(probe.request())
         for cut in range(1, probe.sure):
@@ -194,23 +197,23 @@ def restart(subject: Subject) -> Check:
                 add_special_tokens=probe.add_special_tokens,
                 max_new_tokens=probe.sure - cut,
             )
-            asked += 1
+            compared += 1
             differing += _bare(head.text + subject.reply_alone(again).text) != _bare(whole.text)
             if cut >= 2:
                 break
-    if not asked:
+    if not compared:
         raise CannotCheck("no reply's text reads back as the tokens that it was made of")
-    detail = f"{asked} replies cut in the middle and begun again: {differing} go on otherwise"
-    return Check.counted("restart", differing, subject.tolerance.replies * asked, detail)
+    detail = f"{compared} replies cut in the middle and begun again: {differing} go on otherwise"
+    return Check.counted("restart", differing, subject.tolerance.replies * compared, detail)
 
 
 def _bare(text: str) -> str:
-    """Without white space: decoding a tail may drop or add its first space."""
+    """The text without white space: decoding a tail may drop or add a first space."""
     return "".join(text.split())
 
 
 def _reads_back(subject: Subject, probe: Probe, head: GenerateResult, tokens: int) -> bool:
-    """Whether prompt and reply, joined as text, are the tokens that they were apart."""
+    """Whether prompt and reply, joined as text, encode to the tokens that they were."""
     if (
         probe.max_prompt_tokens
         or UNREADABLE in head.text
@@ -225,8 +228,8 @@ def _reads_back(subject: Subject, probe: Probe, head: GenerateResult, tokens: in
 
 
 def negative_control(subject: Subject) -> Check:
-    """As LAMBADA is scored: a continuation is the greedy one by log-likelihood if and only if generation says it."""
-    told = said_greedy = disagree = 0
+    """Scored as LAMBADA is: a continuation is greedy by log-likelihood exactly when greedy generation writes it."""
+    compared = said_greedy = disagree = 0
     cases = {True: 0, False: 0}
     for probe in _sure([subject.probe(text) for text in (*subject.texts, *subject.items)], 1):
         for continuation in _continuations(subject, probe):
@@ -238,13 +241,11 @@ def negative_control(subject: Subject) -> Check:
             said = text == meant
             if said and not flag and (UNREADABLE in meant or not meant):
                 continue
-            told, said_greedy, disagree = told + 1, said_greedy + (said or flag), disagree + (said != flag)
+            compared, said_greedy, disagree = compared + 1, said_greedy + (said or flag), disagree + (said != flag)
             cases[flag] += 1
     if not all(cases.values()) and not disagree:
-        raise CannotCheck(f"{cases[True]} of {told} continuations are greedy: nothing is told apart")
-    detail = (
-        f"{told} continuations, {cases[True]} of them greedy by log-likelihood: generation says otherwise of {disagree}"
-    )
+        raise CannotCheck(f"{cases[True]} of {compared} continuations are greedy: nothing is told apart")
+    detail = f"{compared} continuations, {cases[True]} of them greedy by log-likelihood: generation says otherwise of {disagree}"
     return Check.counted("negative control", disagree, subject.tolerance.replies * said_greedy, detail)
 
 
@@ -253,7 +254,7 @@ def _pair(request: ScoreRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _continuations(subject: Subject, probe: Probe) -> list[tuple[int, ...]]:
-    """The greedy reply's first token, its first word and the whole; and the same with the last token changed."""
+    """First token, first word and all of the greedy reply; and each of these with its last token changed."""
     if probe.greedy is not None and subject.reference is not None:
         ids = tuple(token for token in probe.greedy.ids[: probe.sure] if token not in subject.reference.end_ids)
     else:
@@ -269,7 +270,7 @@ def _continuations(subject: Subject, probe: Probe) -> list[tuple[int, ...]]:
 
 
 def chat_template(subject: Subject) -> Check:
-    """The template stands around a message once, one BOS at its head, and the engine adds nothing to it."""
+    """The chat template is applied once, with one BOS in front, and the engine adds nothing to it."""
     engine, text = subject.engine, subject.texts[0]
     if engine.tokenizer is None:
         raise CannotCheck("chats are rendered where the weights are")
@@ -298,17 +299,17 @@ def chat_template(subject: Subject) -> Check:
 
 
 def _times_over(text: str) -> int:
-    """How many times over a text is one shorter text: 1 for most."""
+    """How many times a text repeats one shorter text: 1 for most texts, 0 for an empty one."""
     return len(text) // (text + text).index(text, 1) if text else 1
 
 
 def fingerprint(subject: Subject) -> list[ScoreRequest]:
-    """What is scored to tell one set of weights from another: the probes' first texts."""
+    """Requests whose log-likelihoods tell one set of weights from another: the first two texts."""
     return [_split(subject.encoded(text)[-FINGERPRINT_TOKENS:]) for text in subject.texts[:2]]
 
 
 def weights(subject: Subject, earlier: Sequence[Mapping[str, float]]) -> Check:
-    """The fixed texts have the log-likelihoods they had `earlier` (key -> nats), and those of a plain forward pass now."""
+    """Fixed texts score now as they did `earlier` (each: key -> nats), and as a plain forward pass scores them now."""
     requests = fingerprint(subject)
     now = {result.key: result.loglikelihood_nats for result in subject.score(requests)}
     apart = [abs(known[key] - nats) for known in earlier for key, nats in now.items() if key in known]
@@ -334,4 +335,4 @@ CHECKS: tuple[Callable[[Subject], Check], ...] = (
     end_token,
     chat_template,
 )
-"""Every check but `weights`, which also needs to know what was found before."""
+"""Every check except `weights`, which also takes earlier log-likelihoods."""

@@ -1,7 +1,6 @@
-"""The guard's check that a reply ends where its end token is the greedy one.
+"""The guard's check that a reply ends when an end token is the greedy one.
 
-Where the model is seen, an end token is made the greedy one; elsewhere log-likelihood tells where it is. Knows nothing of the
-other checks.
+With a shown model, a hook makes an end token the greedy one. Without, log-likelihood tells where an end token is greedy.
 """
 
 from __future__ import annotations
@@ -10,32 +9,32 @@ from perplexity_lies.engines.base import ScoreRequest
 from perplexity_lies.guard.subject import REPLY_TOKENS, SHORT_PROBES, UNREADABLE, CannotCheck, Check, Subject
 
 END_REPLY_TOKENS = 32
-"""Tokens within which an end token is waited for, of an engine that does not show its model."""
+"""Without a shown model: most tokens of a reply in which an end token may come up."""
 MOST_END_IDS = 3
-"""End tokens that are tried, of a checkpoint that states many."""
+"""End tokens tried, of a checkpoint that states more."""
 
 
 def end_token(subject: Subject) -> Check:
-    """A reply ends at the first end token that is its greedy one, at the first place and later."""
+    """A reply ends at the first greedy end token, be it the first token or a later one."""
     if subject.reference is None or not subject.reference.can_nudge:
         return _end_token_by_score(subject)
     if not subject.reference.end_ids:
         raise CannotCheck("the checkpoint states no end token")
     probes = [subject.probe(text) for text in subject.texts[:SHORT_PROBES]]
     requests = [probe.request(REPLY_TOKENS) for probe in probes]
-    asked = missed = 0
+    compared = missed = 0
     for end_id in sorted(subject.reference.end_ids)[:MOST_END_IDS]:
         for from_call in (0, 2):
             with subject.reference.nudged(end_id, from_call):
                 replies = [subject.reply([request])[0] for request in requests]
-            asked += len(replies)
+            compared += len(replies)
             missed += sum(r.finish_reason != "stop" or r.completion_tokens > from_call + 1 for r in replies)
-    detail = f"{asked} replies whose next token was made an end token: {missed} went on"
+    detail = f"{compared} replies whose next token was made an end token: {missed} went on"
     return Check.counted("end token", missed, 0, detail)
 
 
 def _end_token_by_score(subject: Subject) -> Check:
-    """Without the model: wherever log-likelihood finds the end token greedy, the reply must have ended, and only there."""
+    """Without a shown model: a reply must end exactly where log-likelihood first finds the end token greedy."""
     end_id = getattr(subject.engine.tokenizer, "eos_token_id", None)
     if end_id is None:
         raise CannotCheck("no tokenizer here states an end token")
@@ -57,10 +56,9 @@ def _end_token_by_score(subject: Subject) -> Check:
 
 
 def _first_end(subject: Subject, whole: tuple[int, ...], prompt_tokens: int, end_id: int) -> int | None:
-    """After how many tokens of a reply the end token is greedy by log-likelihood.
+    """After how many tokens of a reply the end token is first greedy by log-likelihood.
 
-    None where it never is, or where the tokens of the text cannot be those of the reply: one of them is not greedy, since
-    another, special one, which no text shows, stood before it.
+    None if it never is, or if a token before it is not greedy: the reply then held a special token that its text does not show.
     """
     ends = [
         ScoreRequest(context_ids=whole[:at], continuation_ids=(end_id,)) for at in range(prompt_tokens, len(whole) + 1)

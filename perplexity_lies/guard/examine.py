@@ -1,12 +1,6 @@
-"""A checkpoint examined from the command line: load it, run the guard's full form, show what it measured.
-
-Knows nothing of exit codes or of runs.
-"""
+"""The guard from the command line (`plies doctor CHECKPOINT`): load a checkpoint, run every check, print a table."""
 
 from __future__ import annotations
-
-import tempfile
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,33 +10,28 @@ from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines import engine_of, open_engine
 from perplexity_lies.engines.base import EngineOptions
 from perplexity_lies.guard import Guarded, guard
-from perplexity_lies.protocols.hygiene import quarantine
+from perplexity_lies.options import RunOptions
 
 STATES = {True: Text("passed", style="green"), False: Text("FAILED", style="bold red"), None: Text("–", style="yellow")}
 
 
-def examine(
-    checkpoint: str,
-    *,
-    engine: str = "torch",
-    tokenizer: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
-) -> Guarded:
-    """The guard's full form on `checkpoint`. Raises what resolving and loading it raise."""
-    named = resolve(checkpoint, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
-    options = EngineOptions(device=device, dtype=dtype)
-    with tempfile.TemporaryDirectory(prefix="plies-guard-") as scratch, quarantine(Path(scratch) / "loading.log"):
-        return guard(open_engine(engine_of(engine, named), named, options), full=True)
+def examine(checkpoint: str, options: RunOptions) -> Guarded:
+    """Load `checkpoint` and run the guard's full form on it. Raises what resolving and loading raise."""
+    named = resolve(
+        checkpoint,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+        tokenizer=options.tokenizer,
+    )
+    loading = EngineOptions(device=options.device, dtype=options.dtype)
+    return guard(open_engine(engine_of(options.engine, named), named, loading), full=True)
 
 
 def render(found: Guarded) -> RenderableType:
-    """A table of checks with what each measured and its bar, and one sentence."""
+    """A table of the checks, what each measured and its tolerance, and one sentence."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("check", "", "measured", "bar", "what was done"):
-        table.add_column(column, overflow="fold", justify="right" if column in ("measured", "bar") else "left")
+    for column in ("check", "", "measured", "tolerance", "what was done"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("measured", "tolerance") else "left")
     for check in found.checks:
         numbers = ("" if value is None else f"{value:.2g}" for value in (check.measured, check.tolerance))
         table.add_row(Text(check.name), STATES[check.passed], *numbers, Text(check.detail, style="dim"))

@@ -1,10 +1,9 @@
-"""The slow and obvious path that the artifact guard holds an engine against: plain calls of its model, one row at a time.
+"""The slow and obvious path that the guard compares an engine with: plain forward passes of the engine's own model.
 
-No tree, no slots, no hooks on the head, no state that outlives a call: a full forward pass for every token of a reply, and
-the model's own cache only where the cache is what is looked at. What the engine does with these same weights must agree.
+One row at a time, one full forward pass for every token of a reply: no prefix tree, no slots, no hook on the output
+projection, no state kept between calls. The model's own cache is used only where the cache is what is checked.
 
-Knows nothing of engines, requests or tolerances. It does not know better than the model: a fault that a full forward pass
-of one row has too (wrong weights, a wrong config) is not seen from here.
+A fault that a full forward pass of one row has too (wrong weights, a wrong config) cannot be seen from here.
 """
 
 from __future__ import annotations
@@ -16,62 +15,64 @@ from typing import Any
 
 import torch
 
+from perplexity_lies.engines.base import ShownModel
+from perplexity_lies.engines.device import cpu_threads
 from perplexity_lies.engines.state import state_argument, state_of
 
 LIKELY = 10
-"""Tokens of each position that count when logits are compared."""
+"""Logits are compared over this many likeliest tokens of each position."""
 PAD_ID = 0
-"""What fills a row on the right; causality keeps it from every position that is read."""
+"""Fills rows on the right, where a causal model cannot see it from a position that is read."""
 NUDGE = 1e4
-"""Added to an end token's logit: no other token can be the greedy one."""
+"""Added to an end token's logit, it makes that token the greedy one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
-    """A greedy reply by full forward passes."""
+    """A greedy reply from full forward passes."""
 
     ids: tuple[int, ...]
-    """The end token included, where one came."""
+    """With the end token, if the reply came to one."""
     margins: tuple[float, ...]
-    """Logit of each token over the second best: where it is tiny, rounding decides."""
+    """Lead of each token over the second best, in logits; where it is tiny, rounding decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A continuation's log-likelihood by one full forward pass."""
+    """A continuation's log-likelihood from one full forward pass."""
 
     nats: float
     is_greedy: bool
     margin: float
-    """Least distance in logits, over the continuation, at which the greedy flag would turn."""
+    """Smallest change of a logit that would change `is_greedy`."""
 
 
 class Reference:
-    """A model, called plainly."""
+    """Plain calls of a shown model."""
 
-    def __init__(self, model: Any, tokenizer: Any, threads: int) -> None:
-        self.model, self.tokenizer, self.threads = model, tokenizer, threads
-        self.device = next(model.parameters()).device
-        self.end_ids = stated_end_ids(model, tokenizer)
+    def __init__(self, shown: ShownModel, tokenizer: Any) -> None:
+        self.model, self.threads = shown.model, shown.threads
+        self.device = next(self.model.parameters()).device
+        self.end_ids = stated_end_ids(self.model, tokenizer)
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Float logits [time, vocabulary] of each row after one full forward pass, shorter rows padded on the right."""
+        """fp32 logits [time, vocabulary] of each row from one forward pass over all, shorter rows padded on the right."""
         width = max(map(len, rows))
         tokens = torch.full((len(rows), width), PAD_ID, device=self.device)
         for at, row in enumerate(rows):
             tokens[at, : len(row)] = torch.tensor(row, device=self.device)
-        with _threads(self.threads):
+        with cpu_threads(self.threads):
             found = self.model(input_ids=tokens, use_cache=False).logits.float().cpu()
         return [found[at, : len(row)] for at, row in enumerate(rows)]
 
     def rounding(self, ids: Sequence[int]) -> float:
-        """One unit in the last place of the largest logits after `ids`: what logits of this dtype can be told apart by."""
+        """One unit in the last place of the largest logits after `ids`: the resolution of logits in this dtype."""
         largest = self.logits([ids])[0].abs().amax(-1).mean()
         return float(largest * torch.finfo(next(self.model.parameters()).dtype).eps)
 
     def score(self, context: Sequence[int], continuation: Sequence[int]) -> Scored:
-        """Log-likelihood of `continuation` after `context`, off one full forward pass over both."""
+        """Log-likelihood of `continuation` after `context`, from one full forward pass over both."""
         logits = self.logits([[*context, *continuation]])[0][len(context) - 1 : -1]
         wanted = torch.tensor(continuation)
         nats = logits.double().log_softmax(-1).gather(-1, wanted[:, None]).sum()
@@ -79,12 +80,12 @@ class Reference:
         own = logits.gather(-1, wanted[:, None])[:, 0]
         is_first = best.indices[:, 0] == wanted
         margins = torch.where(is_first, best.values[:, 0] - best.values[:, 1], best.values[:, 0] - own)
-        # One position that is surely not greedy settles the flag; otherwise every position has a say.
+        # One position is enough to turn the flag off; to turn it on, every position that is not greedy must turn.
         greedy = bool(is_first.all())
         return Scored(float(nats), greedy, float(margins.min() if greedy else margins[~is_first].max()))
 
     def greedy(self, prompt: Sequence[int], most_tokens: int) -> Greedy:
-        """Up to `most_tokens` greedy tokens, each off a full forward pass over all before it; ends at an end token."""
+        """Up to `most_tokens` greedy tokens after `prompt`, one full forward pass each; stops at an end token."""
         ids: list[int] = []
         margins: list[float] = []
         while len(ids) < most_tokens and not (ids and ids[-1] in self.end_ids):
@@ -95,10 +96,10 @@ class Reference:
 
     @torch.inference_mode()
     def logits_token_by_token(self, ids: Sequence[int], prefill: int) -> torch.Tensor:
-        """Logits [time, vocabulary]: `ids[:prefill]` at once, the rest token by token from the model's own cache."""
+        """Logits [time, vocabulary] by the model's own cache: `ids[:prefill]` at once, then token by token."""
         name, state, parts = state_argument(self.model), None, []
         tokens = torch.tensor([list(ids)], device=self.device)
-        with _threads(self.threads):
+        with cpu_threads(self.threads):
             for part in (tokens[:, :prefill], *tokens[:, prefill:].split(1, dim=1)):
                 output = self.model(input_ids=part, use_cache=True, **{name: state})
                 state = state_of(output)
@@ -107,11 +108,10 @@ class Reference:
 
     @staticmethod
     def apart_nats(one: torch.Tensor, other: torch.Tensor) -> list[float]:
-        """For each position of two logits [time, vocabulary], the largest difference of log-probabilities among the `LIKELY`
-        tokens that either holds likeliest.
+        """For each position of two logits [time, vocabulary], the largest difference in log-probability, in nats.
 
-        Log-probabilities, so that a constant added to all logits counts for nothing; the likeliest, since the rounding of a
-        logit far down is large and moves nothing.
+        Only over the `LIKELY` likeliest tokens of either: logits far down round coarsely and matter to nothing.
+        Log-probabilities, because adding a constant to all logits changes nothing.
         """
         mine, theirs = one.double().log_softmax(-1), other.double().log_softmax(-1)
         likely = min(LIKELY, mine.shape[-1])
@@ -121,7 +121,7 @@ class Reference:
 
     @contextlib.contextmanager
     def nudged(self, end_id: int, from_call: int) -> Iterator[None]:
-        """Let `end_id` be the greedy token from the `from_call`-th projection on the vocabulary (counted from 0)."""
+        """Inside, `end_id` is the greedy token from the `from_call`-th call of the output projection on (from 0)."""
         head, calls = self.model.get_output_embeddings(), 0
 
         def nudge(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -141,12 +141,15 @@ class Reference:
 
     @property
     def can_nudge(self) -> bool:
-        """Whether the model shows the layer that projects on the vocabulary."""
+        """Whether the model has an output projection that can be hooked."""
         return self.model.get_output_embeddings() is not None
 
 
 def stated_end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a reply: the generation config's, else the config's, else the tokenizer's."""
+    """Tokens that end a reply: from the generation config, else the config, else the tokenizer.
+
+    The same rule as `engines.tokens.end_ids`, written again on purpose: the guard must not share the engine's mistakes.
+    """
     for stated in (
         getattr(model.generation_config, "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
@@ -156,13 +159,3 @@ def stated_end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
             ids: Iterable[int] = [stated] if isinstance(stated, int) else stated
             return frozenset(ids)
     return frozenset()
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,29 +1,28 @@
-"""What the artifact guard examines: an engine, the probes it is asked, and what a check says.
+"""What the guard's checks share: the engine under examination (`Subject`), its prompts (`Probe`), an outcome (`Check`).
 
-Questions go through `score`, `generate`, `encode` and `render_chat` alone, so that any engine can be asked. Where the engine
-shows its model, a `Reference` stands beside it, and a greedy reply is asked for over its sure tokens only: those that the
-reference finds ahead of the second best by more than rounding can move.
-
-Knows nothing of which questions are asked.
+Checks use only `score`, `generate`, `encode` and `render_chat`, so every engine can be checked. For an engine that shows its
+model there is also a `Reference`, and replies are compared over their sure tokens only: greedy tokens whose lead over the
+second best is more than rounding can move.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message, ScoreRequest, ScoreResult
+from perplexity_lies.record.manifest import GuardFacts, Rounding
 
 if TYPE_CHECKING:
     from perplexity_lies.guard.reference import Greedy, Reference
 
 REPLY_TOKENS = 6
-"""Longest reply to a probe."""
+"""Most tokens of a reply to a probe."""
 MOST_PROMPT_TOKENS = 256
 CONTINUATION_TOKENS = 4
-"""Tokens of a continuation that is cut off a probe's own text."""
+"""Last tokens of a text that are scored after the rest of it."""
 
 TEXTS = (
     "the river ran past the mill and under the old stone bridge",
@@ -37,78 +36,77 @@ TEXTS = (
 )
 HEADER = "q: what is made of wood? a: the old table. q: what is made of stone? a: the bridge. q: what is made of "
 ITEMS = ("tin", "iron", "glass", "copper")
-"""Short, so that what follows a fork is soon read; of four lengths, so that each is a fork of its own."""
+"""Short, so that few tokens lie between a fork and the scored ones; of four lengths, so that each is a fork of its own."""
 OWN_TOKENS, OWN_HEADER_TOKENS = 12, 24
-"""Length of texts made up for a tokenizer that cannot read the above, and of the beginning that some share."""
+"""For a tokenizer that cannot read the texts above: tokens of a made-up text, and of the header that made-up items share."""
 MANIFEST_DECIMALS = 6
-"""As every number of a comparison is rounded."""
+"""Numbers of a comparison are rounded in the same way."""
 SHORT_PROBES = 3
-"""Of each kind in the short form; the full form takes all."""
+"""Texts, and items, of the short form; the full form takes all."""
 
 UNREADABLE = "\ufffd"
-"""What a tokenizer writes for bytes that are no text."""
+"""What a tokenizer writes for bytes that are not UTF-8."""
 
 
 class CannotCheck(Exception):
-    """Why a check has nothing to say of this engine."""
+    """Why a check cannot be made of this engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tolerance:
-    """What rounding may do; larger is a fault."""
+class Tolerance(Rounding):
+    """Differences up to these come from rounding; a larger one is a fault.
 
-    nats: float
-    """Between two log-likelihoods of one continuation."""
+    `nats` holds between two log-likelihoods of one continuation. A token whose lead, in logits, is at most `margin` is not sure.
+    """
+
     cached_nats: float
-    """Between two log-probabilities of one token, by the model's own cache and by a full forward pass."""
+    """Between the log-probabilities of one token from the model's own cache and from a full forward pass."""
     cached_median: bool = False
-    """Whether that is asked of the median token only, not of every one."""
-    margin: float
-    """A token ahead of the second best by no more than this, in logits, is not a sure one."""
+    """Whether `cached_nats` must hold for the median token only."""
     replies: float = 0.0
-    """Share of replies that may differ, where nobody can say which tokens are sure."""
+    """Share of replies that may differ; above 0 where the sure tokens are unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One check and what it measured."""
+    """The outcome of one check."""
 
     name: str
     passed: bool | None
-    """None where it was not checked; `detail` says why."""
+    """None where the check could not be made; `detail` says why."""
     measured: float | None
+    """In nats, or a count of what went wrong."""
     tolerance: float | None
+    """The largest `measured` that passes."""
     detail: str
-    """A plain sentence."""
+    """One sentence: what was done and what came out."""
 
     @classmethod
     def counted(cls, name: str, wrong: int, most: float, detail: str) -> Check:
-        """A check that counts what went wrong, and passes up to `most`."""
+        """A check that counts what went `wrong` and passes up to `most`."""
         return cls(name=name, passed=wrong <= most, measured=float(wrong), tolerance=most, detail=detail)
 
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """For the manifest: name -> the rest."""
-        facts = asdict(self)
-        for name in ("measured", "tolerance"):
-            facts[name] = None if facts[name] is None else round(facts[name], MANIFEST_DECIMALS)
-        return {facts.pop("name"): facts}
+    def describe(self) -> dict[str, GuardFacts]:
+        """What the manifest records: name -> the rest."""
+        measured, tolerance = _rounded(self.measured), _rounded(self.tolerance)
+        return {self.name: GuardFacts(passed=self.passed, measured=measured, tolerance=tolerance, detail=self.detail)}
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A prompt, as the generation protocol renders it, and what is sure of its greedy reply."""
+    """A prompt, rendered as for generation, and how many tokens of its greedy reply are sure."""
 
     prompt: str
     ids: tuple[int, ...]
     add_special_tokens: bool
     max_prompt_tokens: int | None
     greedy: Greedy | None
-    """By the reference; None without one."""
+    """The reference's reply; None without a reference."""
     sure: int
-    """Tokens of the reply that rounding cannot move."""
+    """First tokens of the reply that rounding cannot change."""
 
     def request(self, tokens: int | None = None) -> GenerateRequest:
-        """Ask for `tokens` tokens, all sure ones by default."""
+        """A request for a reply of `tokens` tokens; by default, as many as are sure."""
         return GenerateRequest(
             prompt=self.prompt,
             add_special_tokens=self.add_special_tokens,
@@ -118,7 +116,7 @@ class Probe:
 
 
 class Subject:
-    """An engine under examination, and what it has said of single requests so far."""
+    """An engine under examination; remembers its results for requests run alone."""
 
     def __init__(
         self,
@@ -140,14 +138,14 @@ class Subject:
         self.texts, self.items = (*texts, *prompts), items
 
     def _own_words(self, count: int, common_tokens: int) -> tuple[str, ...]:
-        """Texts of the tokenizer's own tokens, drawn from a fixed seed; the first `common_tokens` are the same in all."""
+        """`count` texts of tokens drawn from the vocabulary with a fixed seed; their first `common_tokens` are equal."""
         tokenizer, rng = self.engine.tokenizer, random.Random(0)
         ordinary = [token for token in range(len(tokenizer)) if token not in tokenizer.all_special_ids]
         common = rng.choices(ordinary, k=common_tokens)
         return tuple(self.decode([*common, *rng.choices(ordinary, k=OWN_TOKENS)]) for _ in range(count))
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Results in the order of `requests`, asked as one list. Raises CannotCheck where one is missing."""
+        """Score `requests` in one call; results in their order. Raises CannotCheck if one has an error."""
         found = {result.key: result for batch in self.engine.score(requests) for result in batch}
         for result in found.values():
             if result.error:
@@ -155,7 +153,7 @@ class Subject:
         return [found[request.key] for request in requests]
 
     def reply(self, requests: Sequence[GenerateRequest]) -> list[GenerateResult]:
-        """The same of replies. Raises CannotCheck where one was refused."""
+        """Generate for `requests` in one call; results in their order. Raises CannotCheck if one has an error."""
         found = {result.key: result for batch in self.engine.generate(requests) for result in batch}
         for result in found.values():
             if result.error:
@@ -163,35 +161,37 @@ class Subject:
         return [found[request.key] for request in requests]
 
     def score_alone(self, request: ScoreRequest) -> ScoreResult:
-        """One request, asked once with nobody beside it."""
+        """Score one request in a call of its own; a second time, from memory."""
         if request.key not in self._alone:
             self._alone[request.key] = self.score([request])[0]
         found: ScoreResult = self._alone[request.key]
         return found
 
     def reply_alone(self, request: GenerateRequest) -> GenerateResult:
-        """The same of a reply."""
+        """Generate for one request in a call of its own; a second time, from memory."""
         if request.key not in self._alone:
             self._alone[request.key] = self.reply([request])[0]
         found: GenerateResult = self._alone[request.key]
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a reply, as engines decode it."""
+        """Text of a reply, decoded as engines do."""
         text: str = self.engine.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> tuple[int, ...]:
-        """The engine's token ids. Raises CannotCheck where it has no tokenizer."""
+        """The engine's token ids. Raises CannotCheck if its tokenizer is unknown."""
         if self.engine.tokenizer is None:
             raise CannotCheck("the tokenizer of this engine is not known here")
         return tuple(self.engine.encode(text, add_special_tokens))
 
     def probe(self, text: str, most_tokens: int | None = None, *, chat: bool = True) -> Probe:
-        """`text` asked as the generation protocol asks a user's message (as it stands without `chat`), cut from the left
-        where it is too long."""
+        """A probe of `text`: with `chat` as a user's message, rendered as for generation; without, as it stands.
+
+        Longer than `most_tokens` (or what the subject allows), it is cut from the left.
+        """
         if self.engine.takes_messages:
             raise CannotCheck("the server renders the chat: what its model reads is not known here")
         prompt = self.engine.render_chat([user(text)]) if chat else text
@@ -204,6 +204,7 @@ class Subject:
         return Probe(prompt, ids, add_special_tokens, most if len(whole) > most else None, greedy, sure)
 
     def _greedy_of(self, ids: tuple[int, ...]) -> Greedy | None:
+        """The reference's greedy reply to a prompt; a second time, from memory."""
         if self.reference is None:
             return None
         if ids not in self._greedy:
@@ -211,14 +212,14 @@ class Subject:
         return self._greedy[ids]
 
     def encoded(self, text: str) -> tuple[int, ...]:
-        """Token ids as the log-likelihood protocol makes them. Raises CannotCheck for a text of too few."""
+        """Token ids, encoded as for log-likelihood. Raises CannotCheck for a text of too few tokens."""
         ids = self.encode(text)[: self.most_prompt_tokens]
         if len(ids) <= CONTINUATION_TOKENS:
             raise CannotCheck(f"the tokenizer makes only {len(ids)} tokens of {text!r}")
         return ids
 
     def expected(self, probe: Probe) -> tuple[str, str, int] | None:
-        """What the sure part of a reply must be by the reference: text, finish reason, tokens."""
+        """What the sure tokens of the reply must give: text, finish reason, number of tokens. None without a reference."""
         if probe.greedy is None or self.reference is None:
             return None
         ids = probe.greedy.ids[: probe.sure]
@@ -226,7 +227,7 @@ class Subject:
 
 
 def _reads_poorly(ids: Sequence[int]) -> bool:
-    """Whether a text is mostly one token, the unknown one: a vocabulary of a small world."""
+    """Whether more than a third of a text is one token, most likely `unk`: the vocabulary is too small for the text."""
     return 3 * max(map(list(ids).count, set(ids)), default=0) > len(ids)
 
 
@@ -235,5 +236,10 @@ def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, MANIFEST_DECIMALS)
+
+
 def _sure(greedy: Greedy, margin: float) -> int:
+    """First tokens of a greedy reply whose lead is above `margin`."""
     return next((at for at, found in enumerate(greedy.margins) if found <= margin), len(greedy.margins))

@@ -1,60 +1,65 @@
-"""What both protocols share: what they are given, how answers reach the journal, how an item is named.
-
-Knows nothing of lm-eval or evalscope.
-"""
+"""What every rung works with: the context of a run, the way of answers into the journal, the name of an item."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import jinja2
-import jinja2.sandbox
 
+from perplexity_lies.catalogue.items import Item, item_of
 from perplexity_lies.catalogue.mirror import Mirror
-from perplexity_lies.engines.base import Finished
-from perplexity_lies.errors import CheckpointError, UsageError
+from perplexity_lies.catalogue.sources import LibraryItems
+from perplexity_lies.catalogue.tasks import RungSettings, Suite
+from perplexity_lies.digests import canonical_json, sha256_text
+from perplexity_lies.engines.base import Engine, Finished
+from perplexity_lies.errors import UsageError, from_table
 from perplexity_lies.progress import Reporter
-from perplexity_lies.record.records import ItemRecord, sha256_text
-from perplexity_lies.record.store import Journal
+from perplexity_lies.record.journal import Journal
+from perplexity_lies.record.manifest import Rounding
+from perplexity_lies.record.records import ItemRecord
+from perplexity_lies.templates import strangers
 
 ITEM_NAME_CHARACTERS = 48
 """A longer item text is named by its hash."""
 
-_TEMPLATES = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined)
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """What the engine's rounding may do, as the artifact guard took it for this run."""
-
-    nats: float = 1e-4
-    """To a continuation's log-likelihood."""
-    margin: float = 1e-3
-    """To the distance between two logits."""
-
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a protocol runs in."""
+    """What a rung asks in."""
 
     mirror: Mirror
     limit: int | None
     """First items of each task; None for all."""
     journal: Journal
+    """What the engine has answered already on this rung."""
     log: Path
+    """Where the libraries' output goes."""
     reporter: Reporter
     rounding: Rounding = Rounding()
 
 
 class Keyed(Protocol):
-    """A request or a result."""
+    """A request or a result of an engine."""
 
     @property
     def key(self) -> str: ...
+
+
+def through_door(
+    door: str, kind: type[RungSettings], engine: Engine, suite: Suite, context: Context
+) -> list[ItemRecord]:
+    """What the function that `door` names (`module:function`) makes of the tasks with the rung; it is imported now.
+
+    Raises MissingError, naming the extra, when its library is absent.
+    """
+    with context.reporter.step(f"starting {kind.rung}"):
+        function = from_table(door, f"the rung {kind.rung!r} cannot be asked", "eval")
+    narrowed = replace(suite, tasks=suite.tasks_on(kind.rung))
+    records: list[ItemRecord] = function(kind, engine, narrowed, context)
+    return records
 
 
 def answer_all(
@@ -71,50 +76,39 @@ def answer_all(
     with context.reporter.step(title, len(keys), done) as advance:
         for batch in run(requests, context.journal.finished):
             fresh = sum(not context.journal.finished(result.key) for result in batch)
-            context.journal.add([plain(result) for result in batch])
+            context.journal.add(batch)
             advance(fresh)
 
 
-def plain(result: Any) -> dict[str, Any]:
-    """A result for the journal. Raises CheckpointError for one that is not a number."""
-    values = asdict(result)
-    if any(isinstance(value, float) and not math.isfinite(value) for value in values.values()):
-        raise CheckpointError(
-            "the checkpoint's log-likelihoods are not numbers",
-            found=f"a sum of {values.get('loglikelihood_nats')} nats",
-            mend=["--dtype float32 or bfloat16 (float16 overflows)", "check that its weights are whole"],
-        )
-    return values
-
-
-def refuse_scale(task: str, protocol: str, metric: str, score: float) -> None:
+def refuse_scale(task: str, rung: str, metric: str, score: float) -> None:
     """Raises UsageError for a score that is no share: gaps are differences of shares."""
     if not 0 <= score <= 1:
         raise UsageError(
-            f"task {task!r}, {protocol}: the metric {metric!r} is not a score between 0 and 1",
+            f"task {task!r}, {rung}: the metric {metric!r} is not a score between 0 and 1",
             found=f"{score:g} for one item",
             mend="another `metric:`, such as acc or exact_match",
         )
 
 
-def refuse_twins(records: Iterable[ItemRecord], task_item: Mapping[str, str]) -> None:
-    """Raise UsageError when two items of a task bear one name; `task_item` is each task's template."""
+def refuse_twins(records: Iterable[ItemRecord], kind: type[RungSettings], suite: Suite) -> None:
+    """Raises UsageError when two items of a task have one name."""
+    templates = {task.name: kind.of(task).item for task in suite.tasks}
     seen: set[tuple[str, str, int]] = set()
     for record in records:
         place = (record.task, record.item, record.seed)
         if place in seen:
             raise UsageError(
-                f"task {record.task!r}, {record.protocol}: two items are named {record.item!r}",
-                found=f"item: {task_item[record.task]!r}",
+                f"task {record.task!r}, {record.rung}: two items are named {record.item!r}",
+                found=f"item: {templates[record.task]!r}",
                 mend="put another field of the item into `item:`",
             )
         seen.add(place)
 
 
-def fill(template: str, fields: Mapping[str, Any], where: str) -> str:
+def render_template(template: str, fields: Mapping[str, Any], where: str) -> str:
     """A suite's Jinja template over an item's fields. Raises UsageError for a template that does not fit them."""
     try:
-        return " ".join(_TEMPLATES.from_string(template).render(**fields).split())
+        return strangers().from_string(template).render(**fields)
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"{where}: the template {template!r} does not fit the item",
@@ -123,13 +117,37 @@ def fill(template: str, fields: Mapping[str, Any], where: str) -> str:
         ) from error
 
 
+def fill(template: str, fields: Mapping[str, Any], where: str) -> str:
+    """The rendered template with single spaces and no line breaks. Raises UsageError as `render_template`."""
+    return " ".join(render_template(template, fields, where).split())
+
+
 def item_name(template: str, fields: Mapping[str, Any], where: str) -> str:
-    """The item's name: the filled template, or its hash where it is long."""
+    """The item's name: the filled template, or its hash where it is long. Raises UsageError for an empty one."""
     text = fill(template, fields, where)
     if not text:
         raise UsageError(
-            f"{where}: the template {template!r} names an item by nothing",
-            found="it comes out empty",
+            f"{where}: the template {template!r} renders to an empty string",
+            found="an item without a name",
             mend=f"fields there: {', '.join(fields)}",
         )
     return text if len(text) <= ITEM_NAME_CHARACTERS else f"sha256-{sha256_text(text)[:16]}"
+
+
+def library_item(
+    source: LibraryItems, fields: Mapping[str, Any], *, question: str, choices: Sequence[str], gold: int, target: str
+) -> Item:
+    """An item out of a library's benchmark; `fields` are what the templates of the source may use.
+
+    Raises UsageError for values that are no item.
+    """
+    where, whole = source.title, canonical_json([question, list(choices)])
+    raw = {
+        "id": item_name(source.id, fields, where) if source.id else f"sha256-{sha256_text(whole)[:16]}",
+        "question": question,
+        "choices": list(choices),
+        "gold": gold,
+        "target": target,
+        "subject": fill(source.subject, fields, where) if source.subject else "",
+    }
+    return item_of(raw, f"{where}, item {raw['id']!r}")

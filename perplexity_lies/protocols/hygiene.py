@@ -1,8 +1,8 @@
-"""A room for the evaluation libraries to make their mess in: what they change in the process is put back on the way out.
+"""`quarantine`: runs the evaluation libraries and puts back what they change in the process.
 
-lm-eval sets environment variables and seeds every random generator; evalscope replaces the root logger's handlers at
-import and seeds too; both print, both would ask a hub. Inside `quarantine` they print to a log file, read no network
-and keep their caches to themselves. Knows nothing of what they are asked.
+lm-eval sets environment variables and seeds every random generator. evalscope replaces the root logger's handlers at import
+and seeds too. Both print, and both would ask a hub. Inside `quarantine` they print to a log file, stay offline, and have a
+datasets cache of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OFFLINE_SWITCHES = (
     ("datasets.config", "HF_HUB_OFFLINE"),
     ("datasets.config", "HF_DATASETS_OFFLINE"),
 )
-"""Where those libraries keep the switch once imported."""
+"""(module, attribute) in which those libraries keep the switch once they are imported."""
 
 _CACHE_SWITCH = ("datasets.config", "HF_DATASETS_CACHE")
 
@@ -63,7 +63,7 @@ def quarantine(log: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _descriptors(log: TextIO) -> Iterator[None]:
-    """Descriptors 1 and 2 themselves: lm-eval's call of `git` and compiled code write past sys.stdout and sys.stderr."""
+    """Send descriptors 1 and 2 to `log`: lm-eval's call of `git` and compiled code write past sys.stdout and sys.stderr."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
     for stream in streams:
         stream.flush()
@@ -93,7 +93,7 @@ def _environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logging() -> Iterator[None]:
-    """Every logger as it was; loggers born inside lose their handlers, which write to a file about to close."""
+    """Put every logger back as it was. Loggers made inside lose their handlers, whose file is about to close."""
     root = logging.getLogger()
     known = {name: logger for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger)}
     before = {logger: _state(logger) for logger in (root, *known.values())}
@@ -114,13 +114,13 @@ def _logging() -> Iterator[None]:
 
 
 def _close(handlers: Iterable[logging.Handler]) -> None:
-    """evalscope keeps a file open in a directory that is gone by now."""
+    """Close handlers: evalscope keeps a file open in a directory that no longer exists."""
     for handler in list(handlers):
         handler.close()
 
 
 def _send_logs_to(handler: logging.Handler) -> None:
-    """Every logger speaks through the root, and the root to `handler` alone (transformers' own writes to the terminal)."""
+    """Send every logger through the root, and the root to `handler` alone; transformers' own logger writes to the terminal."""
     root = logging.getLogger()
     for logger in root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
@@ -149,7 +149,7 @@ def _random_states() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _switches(cache: Path) -> Iterator[None]:
-    """The offline switches of modules that are already imported, and of those imported inside."""
+    """Turn on the offline switches, which modules imported earlier hold in attributes, and set the cache folder."""
     import datasets.config  # noqa: F401
     import huggingface_hub.constants  # noqa: F401
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from perplexity_lies.read.comparison import (
+from perplexity_lies.read.numbers import (
     Caution,
     RungRow,
     Side,

@@ -16,18 +16,8 @@ from typing import Any
 
 from perplexity_lies.errors import UsageError
 from perplexity_lies.read.cautions import caution
-from perplexity_lies.read.comparison import (
-    ABSENT,
-    SHORT,
-    STATUS_CODES,
-    Bootstrap,
-    Comparison,
-    RungItems,
-    Side,
-    TaskItems,
-    Unpaired,
-    load_comparison,
-)
+from perplexity_lies.read.comparison import Comparison, load_comparison
+from perplexity_lies.read.numbers import ABSENT, SHORT, STATUS_CODES, Bootstrap, RungItems, Side, TaskItems, Unpaired
 from perplexity_lies.read.pairing import Paired, Records, Seen, mean_score, scan
 from perplexity_lies.read.rows import TaskNumbers, overall_row, overall_tasks, task_numbers
 from perplexity_lies.read.stats.bootstrap import RESAMPLES

@@ -14,183 +14,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from perplexity_lies.checked import Checked, checked
 from perplexity_lies.errors import UsageError
 from perplexity_lies.files import read_json, write_whole
-from perplexity_lies.read.stats.estimate import DECIMALS, Estimate
-from perplexity_lies.record.manifest import Manifest
-from perplexity_lies.record.records import Status
-from perplexity_lies.rungs import in_order
+from perplexity_lies.read.frames import gap_lines, item_lines, pandas_frame, reply_lines
+from perplexity_lies.read.numbers import (
+    Bootstrap,
+    Caution,
+    GuardFailure,
+    Side,
+    TaskItems,
+    TaskRow,
+    Unpaired,
+    guard_failures,
+)
+from perplexity_lies.read.stats.estimate import DECIMALS
+from perplexity_lies.read.wording import headline, notebook
 
 if TYPE_CHECKING:
     import pandas
 
-FORMAT = 2
-OVERALL = "overall"
-
-STATUS_CODES = {status: status.value[0] for status in Status}
-"""One letter a status in the item table; `SHORT` and `ABSENT` are no statuses."""
-SHORT = "c"
-"""An answer was found, in a reply that was cut by its budget."""
-ABSENT = "-"
-"""There is no record."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side(Checked):
-    """One checkpoint of a comparison; the first is the baseline."""
-
-    name: str
-    """As its run's manifest has it."""
-    label: str
-    """In sentences and columns: `teacher`, `student`, `student 2`."""
-    run: str = field(compare=False)
-    """Its run directory; in the file relative to the file."""
-    records_digest: str
-    """sha256 over the run's records files: a run that changed since is no longer what was compared."""
-    manifest: Manifest
-    """Without timings and fingerprint."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SideScore(Checked):
-    """One checkpoint on one rung of one task."""
-
-    score: Estimate
-    """Percent, over the paired items."""
-    gap: Estimate | None = None
-    """Percentage points, this side minus the baseline; None for the baseline."""
-    gained: int = 0
-    """Items on which this side scores higher than the baseline."""
-    lost: int = 0
-    mcnemar_p: float = 1.0
-    records: int
-    """All records of the run, paired or not: what the shares below are shares of."""
-    statuses: dict[Status, int]
-    coverage: float
-    """Share of records in which an answer was found and judged."""
-    truncation: float
-    """Share of records whose reply hit its token budget; 0 where answers are ranked."""
-    cut_prompts: int = 0
-    """Records whose prompt lost tokens on its left because it did not fit the context."""
-    beyond_context: int = 0
-    """Records with tokens at positions beyond the checkpoint's stated context."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RungRow(Checked):
-    """All sides on one rung of one task, or of the tasks of the overall row."""
-
-    rung: str
-    metric: str
-    source: str
-    chance: float | None
-    """Score of guessing, in [0, 1], where the suite knows it."""
-    sides: tuple[SideScore, ...]
-    """In the order of `Comparison.sides`."""
-    readings: dict[str, tuple[SideScore, ...]] = field(default_factory=dict)
-    """Extractor -> the same replies read by it, for extractors beside the headline's."""
-
-    @property
-    def n(self) -> int:
-        """Paired items."""
-        return self.sides[0].score.n
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRow(Checked):
-    """One task, or the overall row."""
-
-    task: str
-    title: str
-    subjects: int
-    """Clusters among the paired items; 1 where the task has none."""
-    rungs: dict[str, RungRow]
-    """In the order of the table of rungs; a rung on which nothing paired is not here."""
-    contrasts: dict[str, tuple[Estimate | None, ...]] = field(default_factory=dict)
-    """Contrast -> one estimate a side, percentage points, over the items paired on both its rungs; None for the baseline."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rungs", in_order(self.rungs))
-
-    def gap(self, rung: str, side: int = 1) -> Estimate | None:
-        """A side's gap on a rung; None where nothing paired."""
-        return self.rungs[rung].sides[side].gap if rung in self.rungs else None
-
-    def contrast(self, name: str, side: int = 1) -> Estimate | None:
-        """A side's contrast, such as the hidden gap; None where it cannot be had."""
-        return self.contrasts[name][side] if name in self.contrasts else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unpaired(Checked):
-    """Items that did not enter a number, and why."""
-
-    task: str
-    what: str
-    """A rung's name, or a contrast's."""
-    reason: str
-    items: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caution(Checked):
-    """Something to know before a number is believed."""
-
-    kind: str
-    """`saturated`, `chance`, `coverage`, `truncation`, `few items`, `few clusters`, `settings`, `seeds` ..."""
-    task: str
-    """Empty where it concerns the whole comparison."""
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RungItems(Checked):
-    """One rung's columns of a task's items; every entry has one place for each item."""
-
-    paired: str
-    """`1` where the item entered the gap, else `0`."""
-    scores: tuple[tuple[float | None, ...], ...]
-    """By side: mean over seeds, in [0, 1]; None where there is no record."""
-    statuses: tuple[str, ...]
-    """By side: a letter an item (`STATUS_CODES`, `SHORT`, `ABSENT`); of several seeds the first that is not `scored`."""
-    fragile: tuple[tuple[int, ...], ...]
-    """By side: places of items whose answer the engine's own rounding could change."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskItems(Checked):
-    """A task's items, in sorted order."""
-
-    task: str
-    items: tuple[str, ...]
-    subjects: tuple[str, ...]
-    """By item; empty where the task has no subjects."""
-    rungs: dict[str, RungItems]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rungs", in_order(self.rungs))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bootstrap(Checked):
-    """How the intervals were made."""
-
-    resamples: int
-    confidence: float
-    seed: int
-
-
-class GuardFailure(NamedTuple):
-    """A check of the artifact guard that one side's engine did not pass."""
-
-    side: str
-    check: str
-    detail: str
+COMPARISON_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,16 +94,12 @@ class Comparison(Checked):
     @property
     def gaps(self) -> pandas.DataFrame:
         """One row per task (then overall), rung and student; scores in percent, gaps in percentage points."""
-        from perplexity_lies.read.frames import gap_lines, pandas_frame
-
-        return pandas_frame(gap_lines(self))
+        return pandas_frame(gap_lines(self.rows, self.students))
 
     @property
     def items(self) -> pandas.DataFrame:
         """One row per item, with score and status of every side on every rung."""
-        from perplexity_lies.read.frames import item_lines, pandas_frame
-
-        return pandas_frame(item_lines(self))
+        return pandas_frame(item_lines(self.items_of, self.sides))
 
     @property
     def replies(self) -> pandas.DataFrame:
@@ -263,20 +107,14 @@ class Comparison(Checked):
 
         Raises MissingError where a run directory is no longer there.
         """
-        from perplexity_lies.read.frames import pandas_frame, reply_lines
-
-        return pandas_frame(reply_lines(self))
+        return pandas_frame(reply_lines(self.sides))
 
     def headline(self) -> str:
         """What log-likelihood does or does not hide, in sentences that say no more than the intervals do."""
-        from perplexity_lies.read.wording import headline
-
-        return headline(self)
+        return headline(self.overall, self.students, self.guard_failures)
 
     def _repr_html_(self) -> str:
-        from perplexity_lies.read.wording import notebook
-
-        return notebook(self)
+        return notebook(self.headline(), self.rows, self.sides)
 
     def to_json(self, folder: Path | None = None) -> str:
         """Canonical text: equal comparisons give equal bytes. Run directories stand relative to `folder`, or by name."""
@@ -289,16 +127,6 @@ class Comparison(Checked):
         """Write `to_json` to `path`, making its directory."""
         path = Path(path)
         return write_whole(path, self.to_json(path.parent))
-
-
-def guard_failures(sides: tuple[Side, ...]) -> tuple[GuardFailure, ...]:
-    """The checks that failed, side by side."""
-    return tuple(
-        GuardFailure(side.label, name, check.detail)
-        for side in sides
-        for name, check in sorted(side.manifest.guard.items())
-        if check.passed is False
-    )
 
 
 def rounded(value: Any) -> Any:
@@ -322,10 +150,10 @@ def load_comparison(path: str | Path) -> Comparison:
     raw = read_json(path, wanted, mend)
     if not isinstance(raw, dict) or "format" not in raw:
         raise UsageError(wanted, found="JSON, but not a comparison (no 'format')", mend=mend)
-    if raw["format"] != FORMAT:
+    if raw["format"] != COMPARISON_FORMAT:
         raise UsageError(
             wanted,
-            found=f"format {str(raw['format'])[:20]}; this version of plies reads format {FORMAT}",
+            found=f"format {str(raw['format'])[:20]}; this version of plies reads format {COMPARISON_FORMAT}",
             mend="the compare or evaluate command that made it, again: what its runs hold is computed anew",
         )
     found = checked(Comparison, raw, wanted, mend)

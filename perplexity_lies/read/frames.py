@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from perplexity_lies.read.comparison import ABSENT, SHORT, STATUS_CODES, Comparison, SideScore
+from perplexity_lies.read.numbers import ABSENT, SHORT, STATUS_CODES, Side, SideScore, TaskItems, TaskRow
 from perplexity_lies.read.stats.estimate import Estimate
 from perplexity_lies.read.texts import records_of
 from perplexity_lies.rungs import CONTRASTS, RUNGS
@@ -31,11 +31,11 @@ def _columns(prefix: str, found: Estimate | None) -> dict[str, Any]:
     }
 
 
-def gap_lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def gap_lines(rows: Sequence[TaskRow], students: Sequence[Side]) -> Iterator[dict[str, Any]]:
     """One line per task (then overall), rung and student."""
-    for row in comparison.rows:
+    for row in rows:
         for rung, found in row.rungs.items():
-            for i, student in enumerate(comparison.students, 1):
+            for i, student in enumerate(students, 1):
                 sides: dict[str, SideScore] = {"teacher": found.sides[0], "student": found.sides[i]}
                 line: dict[str, Any] = {"task": row.task, "rung": rung, "name": student.name, "metric": found.metric}
                 line["n"] = found.n
@@ -54,10 +54,10 @@ def gap_lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 yield line
 
 
-def item_lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def item_lines(items_of: Sequence[TaskItems], sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
     """One line per item: `<rung>_paired`, then `<rung>_<side>_score` and `_status`."""
-    rungs = [rung for rung in RUNGS if any(rung in task.rungs for task in comparison.items_of)]
-    for task in comparison.items_of:
+    rungs = [rung for rung in RUNGS if any(rung in task.rungs for task in items_of)]
+    for task in items_of:
         for i, item in enumerate(task.items):
             line: dict[str, Any] = {
                 "task": task.task,
@@ -67,16 +67,16 @@ def item_lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
             for rung in rungs:
                 found = task.rungs.get(rung)
                 line[f"{rung}_paired"] = bool(found) and found.paired[i] == "1" if found else False
-                for j, side in enumerate(comparison.sides):
+                for j, side in enumerate(sides):
                     name = f"{rung}_{side.label.replace(' ', '_')}"
                     line[f"{name}_score"] = found.scores[j][i] if found else None
                     line[f"{name}_status"] = STATUS_NAMES[found.statuses[j][i]] if found else None
             yield line
 
 
-def reply_lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def reply_lines(sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
     """One line per record. Raises MissingError where a run directory is gone or has changed."""
-    for side, record in records_of(comparison):
+    for side, record in records_of(sides):
         reading = record.headline
         yield {
             "side": side.label, "name": side.name, "task": record.task, "subject": record.subject, "item": record.item,

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from perplexity_lies.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, UsageError
 from perplexity_lies.read.cautions import FEW_CLUSTERS
-from perplexity_lies.read.comparison import OVERALL, Comparison, TaskRow
+from perplexity_lies.read.comparison import Comparison
+from perplexity_lies.read.numbers import OVERALL, TaskRow
 from perplexity_lies.read.stats.bootstrap import CLUSTER_BOOTSTRAP
 from perplexity_lies.read.stats.estimate import Estimate, units_needed
 from perplexity_lies.read.wording import interval, signed

@@ -11,7 +11,7 @@ from statistics import fmean
 
 import numpy as np
 
-from perplexity_lies.read.comparison import OVERALL, Bootstrap, RungRow, SideScore, TaskRow, Unpaired
+from perplexity_lies.read.numbers import OVERALL, Bootstrap, RungRow, SideScore, TaskRow, Unpaired
 from perplexity_lies.read.pairing import Paired, Records, Seen, both, pair, reread
 from perplexity_lies.read.stats.bootstrap import CONTRAST_WEIGHTS, GAP_WEIGHTS, Floats, Stratum, estimate, resample
 from perplexity_lies.read.stats.paired import flips, mcnemar_p

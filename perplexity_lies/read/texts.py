@@ -2,20 +2,20 @@
 
 `comparison.json` holds none of them; it says where the runs lie, and what their records hashed to when they were compared.
 
-    records_of(comparison)    every record, one at a time
+    records_of(sides)         every record, one at a time
     glances(run)              where each record stands, and what was read in it: enough to choose some, then
     record_at(glance)         the record itself
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from perplexity_lies.checked import adapter
 from perplexity_lies.errors import MissingError, PliesError
-from perplexity_lies.read.comparison import Comparison, Side
+from perplexity_lies.read.numbers import Side
 from perplexity_lies.record.records import ItemRecord
 from perplexity_lies.record.store import Run, open_run
 
@@ -46,9 +46,9 @@ def open_side(side: Side) -> Run:
     return open_run(Path(side.run))
 
 
-def records_of(comparison: Comparison) -> Iterator[tuple[Side, ItemRecord]]:
+def records_of(sides: Sequence[Side]) -> Iterator[tuple[Side, ItemRecord]]:
     """Every record of every side, side by side. Raises as `open_side`."""
-    for side in comparison.sides:
+    for side in sides:
         for record in open_side(side).records():
             yield side, record
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from perplexity_lies.read.numbers import GuardFailure, Side, TaskRow
 from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE
 from perplexity_lies.read.stats.estimate import Estimate
 from perplexity_lies.rungs import HIDDEN_GAP, RUNGS
-
-if TYPE_CHECKING:
-    from perplexity_lies.read.comparison import Comparison, TaskRow
 
 
 def signed(value: float) -> str:
@@ -27,18 +25,17 @@ def interval(found: Estimate, *, sign: bool = True) -> str:
     return f"[{low}, {high}]"
 
 
-def headline(comparison: Comparison) -> str:
+def headline(overall: TaskRow | None, students: Sequence[Side], failures: Sequence[GuardFailure]) -> str:
     """One or two sentences a student; with several students each is named."""
-    if comparison.guard_failures:
-        named = ", ".join(f"{failure.side}: {failure.check}" for failure in comparison.guard_failures)
+    if failures:
+        named = ", ".join(f"{failure.side}: {failure.check}" for failure in failures)
         return f"The guard failed, so these numbers are not a finding ({named})."
-    row = comparison.overall
-    if row is None:
+    if overall is None:
         return "No task has items that pair, so there is no gap to report."
-    several = len(comparison.students) > 1
+    several = len(students) > 1
     return " ".join(
-        _sentences(row, side, f"{student.label} ({student.name})" if several else "the student")
-        for side, student in enumerate(comparison.students, 1)
+        _sentences(overall, side, f"{student.label} ({student.name})" if several else "the student")
+        for side, student in enumerate(students, 1)
     )
 
 
@@ -82,20 +79,22 @@ def _hidden_sentence(found: Estimate, loglikelihood_gap_pp: float) -> str:
     return f"The difference, {signed(found.value)} pp, is not distinguishable from zero: 95 % interval {bounds}."
 
 
-def notebook(comparison: Comparison) -> str:
-    """The headline and the gaps as HTML, for notebooks. Everything from a run is escaped."""
-    rungs = [rung for rung in RUNGS.values() if any(rung.name in row.rungs for row in comparison.rows)]
+def notebook(said: str, rows: Sequence[TaskRow], sides: Sequence[Side]) -> str:
+    """The headline (`said`) and the gaps as HTML, for notebooks. Everything from a run is escaped."""
+    baseline, *students = sides
+    rungs = [rung for rung in RUNGS.values() if any(rung.name in row.rungs for row in rows)]
     heads = ("task", "student", "n", *(f"{rung.title} gap" for rung in rungs), HIDDEN_GAP.title)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     lines = []
-    for row in comparison.rows:
-        for side, student in enumerate(comparison.students, 1):
+    for row in rows:
+        for side, student in enumerate(students, 1):
             gaps = [row.gap(rung.name, side) for rung in rungs] + [row.contrast(HIDDEN_GAP.name, side)]
             counts = "/".join(str(n) for n in sorted({found.n for found in gaps if found}))
             cells = (f"{signed(found.value)} {interval(found)}" if found else "not asked" for found in gaps)
             lines.append([row.title or row.task, student.label, counts, *cells])
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    partial = f"<p>Partial: at most {comparison.limit} items per task.</p>" if comparison.partial else ""
-    students = ", ".join(f"<b>{html.escape(student.name)}</b>" for student in comparison.students)
-    title = f"<p>{students} against <b>{html.escape(comparison.baseline.name)}</b></p>"
-    return f"{title}<p>{html.escape(comparison.headline())}</p>{partial}<table><tr>{head}</tr>{body}</table>"
+    limit = baseline.manifest.suite.limit
+    partial = f"<p>Partial: at most {limit} items per task.</p>" if limit is not None else ""
+    names = ", ".join(f"<b>{html.escape(student.name)}</b>" for student in students)
+    title = f"<p>{names} against <b>{html.escape(baseline.name)}</b></p>"
+    return f"{title}<p>{html.escape(said)}</p>{partial}<table><tr>{head}</tr>{body}</table>"

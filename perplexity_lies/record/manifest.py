@@ -12,7 +12,7 @@ from typing import Any
 
 from perplexity_lies.checked import Checked
 
-FORMAT = 2
+RUN_FORMAT = 2
 """Version of the run directory's layout. Format 1 had two protocols and one reading a record."""
 
 Plain = str | int | float | bool | None
@@ -20,26 +20,35 @@ Plain = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFacts(Checked):
-    """`checkpoint.lookup.Checkpoint` without its place on this machine."""
+    """What a run keeps of its checkpoint: everything but its place on this machine."""
 
     name: str
+    """As the user typed it."""
     kind: str
     """`local`, `hub`, `builtin` or `endpoint`."""
     revision: str = ""
+    """Commit of a hub snapshot; empty for a directory."""
     digest: str
+    """The fingerprint: `sha256:...` over the three digests below."""
     weights_digest: str
-    """Empty for an endpoint, whose weights nobody here can see."""
+    """Empty for an endpoint, whose weights cannot be seen."""
     tokenizer_digest: str
     config_digest: str
+    """Over config, generation config and, where remote code is allowed, the checkpoint's own Python files."""
     model_type: str = ""
     architecture: str = ""
+    """The first of the config's `architectures`; empty where it lists none."""
     dtype: str = ""
+    """As stored, e.g. `bfloat16`; `unknown` for pickle."""
     parameters: int = 0
+    """Elements of the stored tensors, tied ones once; 0 for pickle, which is not opened to count."""
     has_chat_template: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
     url: str = ""
+    """Address of an endpoint."""
     served_model: str = ""
+    """Name of an endpoint's model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +109,7 @@ class Rounding(Checked):
 class Manifest(Checked):
     """One run."""
 
-    format: int = FORMAT
+    format: int = RUN_FORMAT
     complete: bool = False
     """Whether every record that was asked for is here."""
     rungs: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ from perplexity_lies.digests import short_key
 from perplexity_lies.errors import UsageError
 from perplexity_lies.files import read_json, write_whole
 from perplexity_lies.record.journal import Journal
-from perplexity_lies.record.manifest import FORMAT, Manifest
+from perplexity_lies.record.manifest import RUN_FORMAT, Manifest
 from perplexity_lies.record.records import ItemRecord, dump_records, read_records
 
 LABEL_CHARACTERS = 60
@@ -150,7 +150,7 @@ def open_run(path: Path | str) -> Run:
     raw = read_json(stored, wanted, mend)
     if not isinstance(raw, dict) or type(raw.get("format")) is not int:
         raise UsageError(wanted, found="manifest.json states no format number", mend=mend)
-    if raw["format"] != FORMAT:
+    if raw["format"] != RUN_FORMAT:
         raise _another_format(path, raw)
     return Run(path, checked(Manifest, raw, f"{path}: manifest.json", mend))
 
@@ -163,7 +163,7 @@ def _another_format(path: Path, raw: dict[str, Any]) -> UsageError:
     again = f"plies evaluate {checkpoint.get('name', 'CHECKPOINT')} --suite {suite.get('name', 'NAME')}{limit}"
     return UsageError(
         f"run {path} was made by format {raw['format']} of the run directory",
-        found=f"this version reads format {FORMAT}",
+        found=f"this version reads format {RUN_FORMAT}",
         mend=f"{again} --out {path.parent.parent}   (with the --data, --engine and --dtype it had)",
     )
 

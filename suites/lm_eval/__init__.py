@@ -1,1 +1,1 @@
-"""lm-eval task files of our own, for suites that need what lm-eval does not have. Loaded by lm-eval, by path."""
+"""lm-eval task files for what lm-eval itself does not have. lm-eval loads them by path."""

@@ -1,7 +1,9 @@
-"""Candidates for GSM8K under log-likelihood: the reference answer and three near numbers, in a seeded order.
+"""Four candidates for each GSM8K question: the reference answer and three near numbers.
 
-Near numbers differ from the answer as slips do: by one, by ten, by a factor of two, by a tenth. The order and the choice
-among them hang on the question's text alone. Knows nothing of models.
+    add_candidates({"question": "How many?", "answer": "9 + 9 = 18 #### 18"})   ->   candidates ["16", "23", "18", "9"], gold 2
+
+Near numbers differ from the answer as slips do: by one, two, five or ten, or by a factor of two. The question's text seeds
+both their choice and the order.
 """
 
 from __future__ import annotations
@@ -40,5 +42,5 @@ def add_candidates(doc: dict[str, Any]) -> dict[str, Any]:
 
 
 def process_docs(dataset: Any) -> Any:
-    """lm-eval's hook."""
+    """The hook that lm-eval calls with the dataset."""
     return dataset.map(add_candidates)

@@ -1,4 +1,4 @@
-"""The miniature suite's own items, made by a seeded generator: `python -m suites.miniature` writes them again.
+"""The questions of the miniature suite and the generator that makes them from a seed.
 
-Standard library only.
+`python -m suites.miniature` writes the bundled files again. Standard library only.
 """

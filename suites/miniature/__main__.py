@@ -1,4 +1,4 @@
-"""`python -m suites.miniature`: writes the miniature items and their settings again, the same bytes each time."""
+"""`python -m suites.miniature`: write the miniature items and their settings again, the same bytes each time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The miniature suite's items and settings: made here, kept as files beside this one, read from there.
+"""The five tasks of the miniature world: how many items each has, the pattern of an answer, the token budget of a reply.
 
-Task sizes, extraction patterns and token budgets stand here (a run reads them in `suites/miniature.yaml`, held equal by a
-test); `tasks.json` and `items/*.jsonl` are written from them by `python -m suites.miniature`, byte for byte the same each
-time. Standard library only.
+`python -m suites.miniature` writes `tasks.json` and `items/*.jsonl` from this table, the same bytes each time. A run reads the
+settings in `suites/miniature.yaml`; a test holds the two equal. Standard library only.
 """
 
 from __future__ import annotations
@@ -24,16 +23,23 @@ TASKS: dict[str, dict[str, Any]] = {
     "recall": {"extract": WHOLE_REPLY, "max_new_tokens": 32, "items": 200},
     "instruct": {"extract": WHOLE_REPLY, "max_new_tokens": 32, "items": 200},
 }
-"""Per task: the pattern whose group 1 is the final answer of a generated reply, the reply's budget, the item count."""
+"""Per task: regular expression whose group is the answer in a reply, token budget of a reply, number of items."""
 
 
 def all_items() -> dict[str, list[Item]]:
-    """The evaluation items of every task, generated."""
+    """The evaluation items of every task."""
     return make_items(make_world(), {task: settings["items"] for task, settings in TASKS.items()})
 
 
+def task_items(task: str, count: int | None = None) -> list[Item]:
+    """The generator `miniature`: the items of one task, or `count` items made anew. Raises ValueError for another task."""
+    if task not in TASKS:
+        raise ValueError(f"the miniature world has no task {task!r}: {', '.join(TASKS)}")
+    return make_items(make_world(), {task: count or TASKS[task]["items"]})[task]
+
+
 def write_files(directory: Path = HERE) -> list[Path]:
-    """Writes `tasks.json` and `items/<task>.jsonl` under `directory`; returns the paths."""
+    """Write `tasks.json` and `items/<task>.jsonl` under `directory`; returns the paths."""
     (directory / "items").mkdir(parents=True, exist_ok=True)
     paths = [directory / "tasks.json"]
     paths[0].write_text(json.dumps(TASKS, indent=2) + "\n", encoding="utf-8")

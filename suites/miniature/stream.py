@@ -1,7 +1,7 @@
-"""The training stream of the miniature world: chat documents and plain running text, a function of seed and number.
+"""Training text of the miniature world: chat documents and plain text. Seed and number decide each document.
 
-A document of the stream never asks a question of the evaluation items. Plain documents hold the same world as running
-text: facts, sums, copies, and look-ups at their densest. Standard library only.
+No document asks a question of the evaluation items. Plain documents hold the same world as running text: facts, sums,
+copies, and tables to look things up in. Standard library only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VALUES = tuple(value for group in ATTRIBUTES.values() for value in group)
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One training text. `question` is empty for plain running text, whose words are all in `answer`."""
+    """One training text. Plain running text has an empty `question` and all its words in `answer`."""
 
     kind: str
     question: str
@@ -46,12 +46,12 @@ class Document:
 
 
 def _size(rng: random.Random, low: int, high: int, level: float) -> int:
-    """A size in low..high, where `level` in [0, 1] says how much of the range is open."""
+    """A random size from `low` to at most `high`; `level` in [0, 1] is the share of the range that may be drawn."""
     return rng.randint(low, low + round((high - low) * level))
 
 
 def draft(rng: random.Random, world: World, task: str, level: float) -> Draft:
-    """A training-size draft of a task; `level` in [0, 1] opens the sizes (curriculum)."""
+    """A draft of a task for training; `level` in [0, 1] opens larger sizes as training goes on."""
     if task == "facts":
         return draft_facts(rng, world, _size(rng, 1, MAX_FACTS, level))
     if task == "choice":
@@ -95,7 +95,7 @@ def _plain_table(rng: random.Random, world: World, level: float) -> str:
 
 
 def _plain_pairs(rng: random.Random, world: World, level: float) -> str:
-    """Words of any kind, each with a letter, then the same pairs in another order: look-up at its densest."""
+    """Words of any kind, each with a letter, then the same pairs in another order: every letter can be looked up."""
     del world
     count = _size(rng, 2, 8, level)
     words = rng.sample([*OBJECTS, *NAMES, *VALUES], count)
@@ -123,7 +123,7 @@ PLAIN = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
-    """Shares of a document stream; both tables are weights, not necessarily summing to one."""
+    """Shares of a document stream. The weights of a table need not sum to one."""
 
     chat: dict[str, float]
     """Weight of each task among chat documents."""
@@ -132,11 +132,11 @@ class Mixture:
     plain_share: float
     """Share of plain documents, in [0, 1]."""
     level_documents: int = 0
-    """Documents over which the curriculum opens from its smallest sizes to all; 0 opens everything at once."""
+    """Documents until all sizes are open; 0 opens all at once."""
 
 
 def make_document(world: World, mixture: Mixture, seed: int, index: int, held_out: frozenset[str]) -> Document:
-    """Document number `index` of the stream `seed`; a question in `held_out` is drawn again."""
+    """Document number `index` of the stream `seed`. A question in `held_out` is replaced by another draw."""
     rng = random.Random(f"{seed}:{index}")
     level = min(1.0, index / mixture.level_documents) if mixture.level_documents else 1.0
     if rng.random() < mixture.plain_share:
@@ -150,7 +150,7 @@ def make_document(world: World, mixture: Mixture, seed: int, index: int, held_ou
 
 
 def stream(world: World, mixture: Mixture, seed: int, held_out: frozenset[str], start: int = 0) -> Iterator[Document]:
-    """Documents from number `start` on, without end."""
+    """Endless documents, from number `start` on."""
     index = start
     while True:
         yield make_document(world, mixture, seed, index, held_out)

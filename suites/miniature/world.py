@@ -1,10 +1,10 @@
-"""The miniature world: a seeded toy world of facts, sums, look-ups and instructions, in about 250 words.
+"""A toy world of facts, sums, look-ups and instructions in about 250 words, made from a seed.
 
-Drafts of questions come out of it (the training stream is made of them, see `stream`), and the evaluation items: a
-question, four complete replies of which three are near misses, and the short target. Five kinds: facts held in the
-weights, letter choices among facts, written-out arithmetic, recall from the prompt, doing things to letters.
+It gives drafts of questions, of which `stream` makes training text, and evaluation items: a question, four complete replies
+of which three are near misses, and the short target. Five kinds: facts that must be in the weights, letter choices among
+facts, written-out arithmetic, recall from the prompt, and operations on letters. Text is words joined by single spaces.
 
-Standard library only. Knows nothing of tokenizers, models or protocols; text is words joined by single spaces.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 WORLD_SEED = 2603
-"""Which facts hold and which items are asked. A recipe varies the seed of its stream, never this one."""
+"""Decides which facts hold and which items there are. A recipe varies the seed of its stream, never this one."""
 
 MAX_NUMBER = 29
 """Largest number of the world; every partial sum lies in 0..MAX_NUMBER."""
@@ -61,7 +61,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What holds: `facts[name][attribute]` is a value."""
+    """The facts: `facts[name][attribute]` is a value."""
 
     facts: dict[str, dict[str, str]]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from perplexity_lies.catalogue.items import read_items
-from perplexity_lies.catalogue.mirror import open_mirror
+from perplexity_lies.catalogue.sources import FileItems
 from perplexity_lies.catalogue.suite import catalogue, load_suite
-from perplexity_lies.errors import MissingError, UsageError
+from perplexity_lies.errors import UsageError
+from perplexity_lies.protocols.generation import Generation
+from perplexity_lies.protocols.loglikelihood import Loglikelihood
+from perplexity_lies.rungs import RUNGS
 
 ITEM: dict[str, Any] = {"id": "a1", "question": "1 + 1 = ?", "choices": ["2", "3"], "gold": 0, "target": "2"}
 TASK: dict[str, Any] = {"name": "sums", "items": "items.jsonl", "extract": r"(\d+)", "max_new_tokens": 8}
@@ -71,8 +75,9 @@ def test_shipped_suite_loads_and_bears_its_name(name: str) -> None:
     suite = load_suite(name)
     assert suite.name == name and suite.title and suite.tasks
     for each in suite.tasks:
-        assert each.loglikelihood.item and each.generation.item
-        assert each.items is None or len(read_items(each.items.path)) > 0
+        assert list(each.rungs) == ["loglikelihood", "generation"]
+        assert all(settings.item for settings in each.rungs.values())
+        assert each.items is None or len(each.items.load()) > 0
 
 
 def test_smoke_is_the_five_benchmarks_with_their_datasets() -> None:
@@ -84,50 +89,108 @@ def test_smoke_is_the_five_benchmarks_with_their_datasets() -> None:
 def test_own_suite_is_read_as_written(write: WriteSuite) -> None:
     suite = load_suite(write(task(temperature=1, seeds=[0, 7], chance=0.5, metric="acc_norm", chat_template=False)))
     (only,) = suite.tasks
-    assert only.generation.seeds == (0, 7) and only.generation.sampling.temperature == 1.0
-    assert only.loglikelihood.chance == 0.5 and only.loglikelihood.metric == "acc_norm"
-    assert not only.loglikelihood.chat_template and only.generation.metric == "exact_match"
-    assert only.items is not None and only.items.path.name == "items.jsonl" and suite.datasets == ()
+    ranked, replied = Loglikelihood.of(only), Generation.of(only)
+    assert replied.seeds == (0, 7) and replied.sampling.temperature == 1.0 and replied.chance == 0.0
+    assert ranked.chance == 0.5 and ranked.metric == "acc_norm"
+    assert not ranked.chat_template and replied.metric == "exact_match"
+    assert isinstance(only.items, FileItems) and only.items.path.name == "items.jsonl" and suite.datasets == ()
+
+
+def test_a_value_alone_stands_for_a_list_of_it(write: WriteSuite) -> None:
+    (only,) = load_suite(write(task(seeds=3, stop="\n"))).tasks
+    assert (Generation.of(only).seeds, Generation.of(only).stop) == ((3,), ("\n",))
+
+
+@pytest.mark.parametrize("rung", ["loglikelihood", "generation"])
+def test_a_task_may_have_one_rung(write: WriteSuite, rung: str) -> None:
+    alone = {"name": "one", rung: STOCK[rung]}
+    suite = load_suite(write(alone, STOCK))
+    assert [list(each.rungs) for each in suite.tasks] == [[rung], ["loglikelihood", "generation"]]
+    on = {name: [each.name for each in suite.tasks_on(name)] for name in ("loglikelihood", "generation")}
+    assert on.pop(rung) == ["one", "arc"] and list(on.values()) == [["arc"]]
+
+
+def test_rungs_of_an_items_task(write: WriteSuite) -> None:
+    """`rungs:` chooses, a block adds or changes; flat keys that no chosen rung takes are refused."""
+    (replies,) = load_suite(write(task(rungs=["generation"]))).tasks
+    assert list(replies.rungs) == ["generation"]
+    (both,) = load_suite(write(task(loglikelihood={"metric": "acc_norm"}))).tasks
+    assert list(both.rungs) == ["loglikelihood", "generation"] and Loglikelihood.of(both).metric == "acc_norm"
+    assert "unknown key 'chance'" in refusal(write(task(rungs=["generation"], chance=0.5))).asked
+
+
+def test_items_without_choices_are_only_asked_for_replies(write: WriteSuite) -> None:
+    free = {"id": "f", "question": "who?", "target": "ada"}
+    path = write(task(rungs=["generation"]))
+    path.with_name("items.jsonl").write_text(json.dumps(free) + "\n")
+    (only,) = load_suite(path).tasks
+    assert only.items is not None and only.items.load()[0].choices == ()
+    path.write_text(yaml.safe_dump({"name": "own", "tasks": [TASK]}))
+    error = refusal(path)
+    assert "ranks choices" in error.asked and "'f'" in error.found[0] and "generation" in error.mend[0]
+
+
+def test_facts_for_the_manifest(write: WriteSuite) -> None:
+    own, stock_task = load_suite(write(task(chance=0.5), STOCK)).tasks
+    ranked, replied = (settings.facts(own) for settings in own.rungs.values())
+    assert (ranked.metric, ranked.chance, ranked.source) == ("acc", 0.5, "lm-eval, items of the suite, 0-shot")
+    assert replied.source.endswith("exact match of the extracted answer, 0-shot, at most 8 tokens, temperature 0")
+    assert replied.settings["extract"] == TASK["extract"] and "temperature" not in replied.settings
+    ranked, replied = (settings.facts(stock_task) for settings in stock_task.rungs.values())
+    assert ranked.source == "lm-eval, arc/arc_easy.yaml, 0-shot"
+    assert replied.source == "evalscope arc, 0-shot, at most 8 tokens, temperature 0"
 
 
 # --- malformed ------------------------------------------------------------------------------------------------------
 
 MALFORMED: dict[str, tuple[list[Any], str, str]] = {
     # name: (tasks, in what is said, in what to do)
-    "tasks_empty": ([], "`tasks` must be a list", "plies suites"),
-    "task_is_text": (["sums"], "must be a mapping", "plies suites"),
+    "tasks_empty": ([], "tasks", ""),
+    "task_is_text": (["sums"], "tasks[0] should be a mapping", ""),
     "unknown_key": ([task(max_new_token=8)], "did you mean 'max_new_tokens'?", "spell it"),
     "unknown_key_in_block": ([stock(metirc="accuracy")], "did you mean 'metric'?", "spell it"),
-    "text_for_a_number": ([task(max_new_tokens="many")], "`max_new_tokens` must be int", "plies suites"),
-    "truth_for_a_number": ([task(max_new_tokens=True)], "`max_new_tokens` must be int", "plies suites"),
-    "number_for_truth": ([task(chat_template="no")], "`chat_template` must be bool", "plies suites"),
-    "text_for_seeds": ([task(seeds=["a"])], "`seeds` must be a list of int", "plies suites"),
-    "seeds_empty": ([task(seeds=[])], "`seeds` must be a list of int", "plies suites"),
-    "seeds_twice": ([task(seeds=[1, 1])], "`seeds` must be distinct", "seeds: [0, 1, 2]"),
-    "seed_negative": ([task(seeds=[-50])], "`seeds` must be distinct numbers from 0", "seeds: [0, 1, 2]"),
-    "budget_zero": ([task(max_new_tokens=0)], "`max_new_tokens` must lie in [1", "max_new_tokens"),
-    "temperature_below": ([task(temperature=-0.1)], "`temperature` must lie in [0, 100]", "temperature"),
-    "temperature_nan": ([task(temperature=float("nan"))], "`temperature` must lie in", "temperature"),
-    "top_p_above": ([task(top_p=1.5)], "`top_p` must lie in", "top_p"),
-    "chance_above": ([task(chance=25)], "`chance` must lie in [0, 1]", "chance"),
-    "no_budget": ([{k: v for k, v in TASK.items() if k != "max_new_tokens"}], "`max_new_tokens`", ""),
+    "key_of_items_without_items": ([{**STOCK, "extract": "(a)"}], "unknown key 'extract'", "spell it"),
+    "text_for_a_number": ([task(max_new_tokens="many")], 'max_new_tokens should be an integer\n"many"', ""),
+    "truth_for_a_number": ([task(max_new_tokens=True)], "max_new_tokens should be an integer\ntrue", ""),
+    "number_for_truth": ([task(chat_template="no")], 'chat_template should be a boolean\n"no"', ""),
+    "text_for_seeds": ([task(seeds=["a"])], 'seeds[0] should be an integer\n"a"', ""),
+    "seeds_empty": ([task(seeds=[])], "seeds should have at least 1 item", ""),
+    "seeds_twice": ([task(seeds=[1, 1])], "`seeds` must be distinct\n[1, 1]", "seeds: [0, 1, 2]"),
+    "seed_negative": ([task(seeds=[-50])], "seeds[0] should be greater than or equal to 0\n-50", ""),
+    "budget_zero": ([task(max_new_tokens=0)], "max_new_tokens should be greater than or equal to 1\n0", ""),
+    "temperature_below": ([task(temperature=-0.1)], "temperature should be greater than or equal to 0\n-0.1", ""),
+    "temperature_nan": ([task(temperature=float("nan"))], "temperature should be a finite number\nNaN", ""),
+    "top_p_above": ([task(top_p=1.5)], "top_p should be less than or equal to 1\n1.5", ""),
+    "chance_above": ([task(chance=25)], "chance should be less than or equal to 1\n25", ""),
+    "no_budget": ([{k: v for k, v in TASK.items() if k != "max_new_tokens"}], "lacks `max_new_tokens`", "tokens: ..."),
     "items_missing": ([task(items="other.jsonl")], "its items are not there", "relative to the suite"),
-    "items_not_a_text": ([task(items=["items.jsonl"])], "needs `items`", "items: ..."),
+    "items_not_a_text": ([task(items=["items.jsonl"])], "items should be a string or a mapping", ""),
+    "items_of_two_sources": ([task(items={"lm_eval": "a", "evalscope": "b"})], "names one of", "items: FILE.jsonl"),
+    "items_of_no_source": ([task(items={"lm_evil": "a"})], "names one of", "items: FILE.jsonl"),
+    "items_without_dataset": ([task(items={"evalscope": "arc"})], "items lacks `dataset`", "dataset: ..."),
+    "no_extract": ([{k: v for k, v in TASK.items() if k != "extract"}], "lacks `extract`", "extract: 'answer"),
     "regex_broken": ([task(extract="(a")], "not a regular expression", "extract:"),
     "regex_without_group": ([task(extract="a+")], "needs one group", "extract:"),
     "regex_with_two_groups": ([task(extract="(a)(b)")], "needs one group", "extract:"),
-    "metric_unknown": ([task(metric="accuracy")], "`metric` is lm-eval's", "acc or acc_norm"),
+    "extractor_unknown": ([task(extractors=["strct"])], "did you mean 'strict'?", "NAME"),
+    "extractor_twice": ([task(extractors=["strict", "strict"])], "one extractor twice", "once"),
+    "metric_unknown": ([task(metric="accuracy")], "`metric` of an `items:` task", "acc or acc_norm"),
     "two_of_one_name": ([task(), task()], "two tasks of one name", "its own name"),
     "name_with_a_slash": ([task(name="a/b")], "letters, digits", "name: arc_easy"),
-    "no_name": ([{k: v for k, v in TASK.items() if k != "name"}], "needs `name`", "name: ..."),
+    "no_name": ([{k: v for k, v in TASK.items() if k != "name"}], "task 1 lacks `name`", "name: ..."),
     "both_lm_eval": ([stock("loglikelihood", lm_eval_file="x.yaml")], "one of `lm_eval` and", "lm_eval:"),
     "neither_lm_eval": ([stock("loglikelihood", drop="lm_eval")], "one of `lm_eval` and", "lm_eval:"),
-    "no_item": ([stock(drop="item")], "need `item`", "item:"),
-    "no_dataset": ([stock(drop="dataset")], "need `dataset`", "dataset:"),
+    "no_item": ([stock(drop="item")], "generation needs `item`", "item:"),
+    "no_dataset": ([stock(drop="dataset")], "generation needs `dataset`", "dataset:"),
     "no_evalscope": ([stock(drop="evalscope")], "needs `evalscope`", "evalscope: arc"),
     "no_metric": ([stock(drop="metric")], "lacks `metric`", "metric: ..."),
-    "no_generation": ([{k: v for k, v in STOCK.items() if k != "generation"}], "lacks `generation:`", "generation:"),
-    "block_is_a_list": ([{**STOCK, "generation": []}], "must be a mapping", "plies suites"),
+    "extract_of_a_stock_task": ([stock(extract="(a)")], "has no use for `extract`", "take it out"),
+    "shots_of_an_items_task": ([task(generation={"num_fewshot": 2})], "`num_fewshot` belongs to a library", "take out"),
+    "no_rung": ([{"name": "arc"}], "on no rung", "`generation:`"),
+    "rung_unknown": ([task(rungs=["generatoin"])], "did you mean 'generation'?", "rungs: [generation]"),
+    "rungs_empty": ([task(rungs=[])], "rungs should have at least 1 item", ""),
+    "block_is_a_list": ([{**STOCK, "generation": []}], "generation should be a mapping", ""),
+    "block_is_nothing": ([task(generation=None)], "generation should be a mapping", ""),
     "lm_eval_file": (
         [stock("loglikelihood", drop="lm_eval", lm_eval_file="x.yaml")],
         "x.yaml is not there",
@@ -140,7 +203,7 @@ MALFORMED: dict[str, tuple[list[Any], str, str]] = {
 def test_malformed_suite_says_what_is_wrong_and_what_to_write(write: WriteSuite, name: str) -> None:
     tasks, said, mend = MALFORMED[name]
     error = refusal(write(*tasks))
-    assert said in f"{error.asked}\n{error.found}", str(error)
+    assert said in f"{error.asked}\n{error.found[0]}", str(error)
     assert mend in "\n".join(error.mend), str(error)
     assert "own.yaml" in error.asked
     if tasks and isinstance(tasks[0], dict) and name not in ("no_name", "two_of_one_name"):
@@ -151,13 +214,14 @@ def test_malformed_suite_says_what_is_wrong_and_what_to_write(write: WriteSuite,
     ("text", "said"),
     [
         ("tasks: [", "is not YAML"),
-        ("- name: a\n", "must be a mapping"),
-        ("", "must be a mapping"),
-        ("just words", "must be a mapping"),
-        ("tasks: []\n", "needs `name`"),
-        ("name: 5\ntasks: []\n", "needs `name`"),
-        ("name: own\n", "`tasks` must be a list"),
-        ("name: own\ntasks: {}\n", "`tasks` must be a list"),
+        ("- name: a\n", "should be a mapping"),
+        ("", "should be a mapping"),
+        ("just words", "should be a mapping"),
+        ("tasks: [{}]\n", "lacks `name`"),
+        ("name: 5\ntasks: [{}]\n", "name should be a string"),
+        ("name: own\n", "lacks `tasks`"),
+        ("name: own\ntasks: {}\n", "tasks should be a list"),
+        ("name: own\ntasks: [{name: 2020-01-01}]\n", "put it in quotes"),
         ("name: own\ntask: []\n", "did you mean 'tasks'?"),
         ("name: a\nname: b\ntasks: []\n", "stands twice"),
         ("name: !!python/object:os.system x\n", "is not YAML"),
@@ -181,52 +245,11 @@ def test_unknown_suite_names_those_there_are(name: str) -> None:
     assert ("did you mean 'smoke'?" in error.asked) == (name == "smok")
 
 
-BAD_ITEMS: dict[str, tuple[bytes, str]] = {
-    "not_json": (b"{'id': 1}\n", "not JSON"),
-    "blank_line": (b"\n" + json.dumps(ITEM).encode() + b"\n", "not JSON"),
-    "list": (b"[]\n", "a JSON list, not an object"),
-    "number": (b"3\n", "a JSON int, not an object"),
-    "lacks_keys": (b'{"id": "a", "question": "q"}\n', "no 'choices', 'gold', 'target'"),
-    "second_id": ((json.dumps(ITEM) + "\n").encode() * 2, "id 'a1' a second time"),
-    "id_number": (json.dumps({**ITEM, "id": 1}).encode(), "'id' must be a text"),
-    "id_empty": (json.dumps({**ITEM, "id": ""}).encode(), "'id' must be a text"),
-    "id_spaces": (json.dumps({**ITEM, "id": "a  b"}).encode(), "'id' must be a text without spaces"),
-    "one_choice": (json.dumps({**ITEM, "choices": ["2"]}).encode(), "'choices' must be two texts"),
-    "target_empty": (json.dumps({**ITEM, "target": " "}).encode(), "'target' is empty"),
-    "choice_number": (json.dumps({**ITEM, "choices": [2, 3]}).encode(), "'choices' must be two texts"),
-    "choice_empty": (json.dumps({**ITEM, "choices": ["2", ""]}).encode(), "'choices' must be two texts"),
-    "gold_beyond": (json.dumps({**ITEM, "gold": 2}).encode(), "'gold' must be an index into 2"),
-    "gold_negative": (json.dumps({**ITEM, "gold": -1}).encode(), "'gold' must be an index"),
-    "gold_truth": (json.dumps({**ITEM, "gold": True}).encode(), "'gold' must be an index"),
-    "subject_number": (json.dumps({**ITEM, "subject": 4}).encode(), "'subject' is not a text"),
-    "half_a_surrogate": (b'{"id":"a","question":"\\ud800","choices":["1","2"],"gold":0,"target":"1"}', "not a text"),
-    "deep": (b"[" * 100_000, "not JSON"),
-}
-
-
-@pytest.mark.parametrize("name", sorted(BAD_ITEMS))
-def test_broken_item_is_named_by_its_line(write: WriteSuite, name: str) -> None:
-    content, found = BAD_ITEMS[name]
+def test_broken_item_is_told_with_suite_task_and_line(write: WriteSuite) -> None:
     path = write(TASK)
-    path.with_name("items.jsonl").write_bytes(content)
+    path.with_name("items.jsonl").write_text(json.dumps({**ITEM, "gold": 2}))
     error = refusal(path)
-    assert found in error.found[0], str(error)
-    assert f"items.jsonl:{2 if name == 'second_id' else 1} is not an item" in error.asked and "'sums'" in error.asked
-    assert '"question"' in error.mend[0]
-
-
-@pytest.mark.parametrize(("content", "said"), [(b"", "holds no items"), (b"\xff\xfe\x00", "is not UTF-8 text")])
-def test_items_file_without_items(write: WriteSuite, content: bytes, said: str) -> None:
-    path = write(TASK)
-    path.with_name("items.jsonl").write_bytes(content)
-    assert said in refusal(path).asked
-
-
-def test_items_keep_every_letter(tmp_path: Path) -> None:
-    odd = {**ITEM, "question": "a\u2028b\r\n\x85 ", "target": "2024-01-01", "more": 1}
-    (tmp_path / "i.jsonl").write_text(json.dumps(odd, ensure_ascii=False) + "\n", newline="")
-    (item,) = read_items(tmp_path / "i.jsonl")
-    assert (item.question, item.target, item.subject) == ("a\u2028b\r\n\x85 ", "2024-01-01", "")
+    assert "own.yaml, task 'sums': items.jsonl:1: `gold` must be an index into 2 choices" in error.asked
 
 
 # --- digest ---------------------------------------------------------------------------------------------------------
@@ -259,6 +282,9 @@ def test_digest_stays_with_comments_titles_order_of_keys_and_place(write: WriteS
         {"top_k": 3},
         {"metric": "acc_norm"},
         {"subject": "{{ id }}"},
+        {"stop": ["\n"]},
+        {"extractors": ["strict"]},
+        {"rungs": ["generation"]},
     ],
     ids=lambda changed: next(iter(changed)),
 )
@@ -273,6 +299,23 @@ def test_digest_moves_with_each_setting_of_a_stock_task(write: WriteSuite, block
     changes |= {"subset": "s", "stop": ["\n"]} if block == "generation" else {"chat_template": True}
     digests = {key: digest(write(stock(block, **{key: value}))) for key, value in changes.items()}
     assert before not in digests.values() and len(set(digests.values())) == len(changes)
+
+
+def test_digest_stays_with_a_setting_that_a_later_version_adds(
+    write: WriteSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(write(TASK)), digest(write(STOCK))
+
+    @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+    class Later(Generation):
+        think: bool = False
+
+    monkeypatch.setattr(sys.modules[Generation.__module__], "Later", Later, raising=False)
+    monkeypatch.setitem(
+        RUNGS, "generation", dataclasses.replace(RUNGS["generation"], home=f"{Generation.__module__}:Later")
+    )
+    assert (digest(write(TASK)), digest(write(STOCK))) == before
+    assert digest(write(stock(think=True))) != before[1]
 
 
 def test_digest_moves_with_one_byte_of_the_items(write: WriteSuite) -> None:
@@ -290,68 +333,3 @@ def test_digest_moves_with_the_suites_own_lm_eval_files(write: WriteSuite) -> No
     before = digest(path)
     path.with_name("own_task.py").write_text("A = 2\n")
     assert digest(path) != before
-
-
-# --- mirror ---------------------------------------------------------------------------------------------------------
-
-
-def hub(path: Path, aliases: Any = None) -> Path:
-    (path / "org" / "real").mkdir(parents=True)
-    (path / "org" / "real" / "data.txt").write_text("rows")
-    if aliases is not None:
-        (path / "ALIASES.json").write_text(aliases if isinstance(aliases, str) else json.dumps(aliases))
-    return path
-
-
-def test_mirror_finds_a_dataset_by_name_and_by_alias(tmp_path: Path) -> None:
-    mirror = open_mirror(hub(tmp_path, {"other/name": "org/real"}))
-    assert mirror.folder("org/real") == mirror.folder("other/name") == (tmp_path / "org" / "real").resolve()
-    assert mirror.digest("org/real") == mirror.digest("other/name")
-
-
-def test_missing_dataset_says_what_is_there_and_the_command_that_fetches_it(tmp_path: Path) -> None:
-    with pytest.raises(MissingError) as error:
-        open_mirror(hub(tmp_path)).folder("Rowan/hellaswag")
-    assert error.value.found == ("1 datasets there: org/real",)
-    fetch = f"hf download --repo-type dataset Rowan/hellaswag --local-dir {tmp_path}/Rowan/hellaswag"
-    assert error.value.mend == (fetch,)
-
-
-def test_no_mirror_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PLIES_DATA", raising=False)
-    with pytest.raises(MissingError) as error:
-        open_mirror(None).folder("Rowan/hellaswag")
-    assert "PLIES_DATA" in error.value.found[0] and "hf download" in error.value.mend[0]
-
-
-def test_environment_names_the_mirror_and_the_option_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PLIES_DATA", str(hub(tmp_path / "a")))
-    assert open_mirror(None).path == tmp_path / "a"
-    assert open_mirror(hub(tmp_path / "b")).path == tmp_path / "b"
-    monkeypatch.setenv("PLIES_DATA", str(tmp_path / "none"))
-    with pytest.raises(MissingError) as error:
-        open_mirror(None)
-    assert "PLIES_DATA" in error.value.asked and "is not a directory" in error.value.asked
-    monkeypatch.setenv("PLIES_DATA", "")
-    assert open_mirror(None).path is None
-
-
-@pytest.mark.parametrize("aliases", ["{", "[]", {"a": 5}, '{"a": "\\u0000'])
-def test_broken_aliases_are_named(tmp_path: Path, aliases: Any) -> None:
-    with pytest.raises(UsageError) as error:
-        open_mirror(hub(tmp_path, aliases)).folder("other/name")
-    assert "ALIASES.json" in error.value.asked and error.value.found and error.value.mend
-
-
-def test_digest_of_a_dataset_is_over_names_and_bytes_not_over_place(tmp_path: Path) -> None:
-    here = open_mirror(hub(tmp_path / "a"))
-    there = open_mirror(hub(tmp_path / ".cache" / "b"))
-    before = here.digest("org/real")
-    assert before == there.digest("org/real")
-    (tmp_path / ".cache" / "b" / "org" / "real" / "data.txt").write_text("rowS")
-    assert there.digest("org/real") != before
-    (tmp_path / "a" / "org" / "real" / ".cache").mkdir()
-    (tmp_path / "a" / "org" / "real" / ".cache" / "hf").write_text("what hf download keeps")
-    assert here.digest("org/real") == before
-    (tmp_path / "a" / "org" / "real" / "data.txt").rename(tmp_path / "a" / "org" / "real" / "date.txt")
-    assert here.digest("org/real") != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,10 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.checkpoint.weights import read_tensors
+from perplexity_lies.record.manifest import CheckpointFacts
 
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+from .damage import edit_json
 
 
 def reshard(directory: Path, shards: int) -> None:
@@ -55,7 +55,9 @@ def test_parts_are_read_off_the_files(tiny_checkpoint) -> None:
     assert (checkpoint.model_type, checkpoint.architecture) == ("qwen3", "Qwen3ForCausalLM")
     assert (checkpoint.dtype, checkpoint.kind, checkpoint.revision) == ("bfloat16", "local", "")
     assert checkpoint.has_chat_template and not checkpoint.trust_remote_code and not checkpoint.allow_pickle
-    assert "path" not in checkpoint.describe() and checkpoint.describe()["digest"] == checkpoint.digest
+    facts = checkpoint.describe()
+    assert type(facts) is CheckpointFacts and not hasattr(facts, "path")
+    assert all(getattr(facts, field.name) == getattr(checkpoint, field.name) for field in dataclasses.fields(facts))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt_neox", "gpt2", "mamba"])
@@ -143,6 +145,46 @@ def test_generation_config_enters_the_config_digest(llama_copy: Path) -> None:
     before = resolve(str(llama_copy))
     edit_json(llama_copy / "generation_config.json", eos_token_id=[0, 1])
     assert resolve(str(llama_copy)).config_digest != before.config_digest
+
+
+def test_an_empty_generation_config_is_not_none(llama_copy: Path) -> None:
+    (llama_copy / "generation_config.json").write_text("{}")
+    before = resolve(str(llama_copy))
+    (llama_copy / "generation_config.json").unlink()
+    assert resolve(str(llama_copy)).config_digest != before.config_digest
+
+
+def test_tokenizer_and_config_digests_are_their_definition(llama_copy: Path) -> None:
+    """Fingerprints of earlier runs hold these bytes: length and content of each part, JSON by sorted keys."""
+    (llama_copy / "additional_chat_templates").mkdir()
+    (llama_copy / "additional_chat_templates" / "short.jinja").write_text("{{ messages }}")
+    edit_json(llama_copy / "config.json", odd=float("nan"), letter="ü", _name_or_path="elsewhere")
+    stable = {}
+    for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        values = json.loads((llama_copy / file).read_text())
+        kept = {key: values[key] for key in values if key not in ("_name_or_path", "transformers_version", "is_local")}
+        stable[file] = json.dumps(kept, sort_keys=True).encode()
+    tokenizer = [b"short.jinja", b"{{ messages }}", b"tokenizer.json", (llama_copy / "tokenizer.json").read_bytes()]
+    tokenizer += [b"tokenizer_config.json", stable["tokenizer_config.json"]]
+    checkpoint = resolve(str(llama_copy))
+    assert checkpoint.tokenizer_digest == over_parts(tokenizer)
+    assert checkpoint.config_digest == over_parts([stable["config.json"], stable["generation_config.json"]])
+    three = (checkpoint.weights_digest, checkpoint.tokenizer_digest, checkpoint.config_digest)
+    assert checkpoint.digest == over_parts([digest.encode() for digest in three])
+
+
+def over_parts(parts: list[bytes]) -> str:
+    whole = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    return f"sha256:{hashlib.sha256(whole).hexdigest()}"
+
+
+def test_each_small_file_is_read_once(llama_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: pytest.fail(f"{path} is read as text"))
+    resolve(str(llama_copy))
+    assert sorted(read) == ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 
 
 def test_remote_code_enters_the_config_digest_where_it_is_allowed(llama_copy: Path) -> None:

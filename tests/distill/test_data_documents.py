@@ -17,7 +17,6 @@ from distill.data import Encoder, Stream, Tokens, open_documents
 from distill.data.documents import tokens_by_source
 from distill.recipe.files import load_recipe
 from distill.recipe.settings import DataConfig
-from perplexity_lies.errors import UsageError
 from perplexity_lies.progress import Reporter
 from suites.miniature.stream import make_document
 from suites.miniature.world import make_world
@@ -110,12 +109,6 @@ def test_shares_of_documents_become_tokens() -> None:
     tokens = tokens_by_source({"short": 10.0, "long": 90.0}, {"short": 0.5, "long": 0.5}, 1000)
     assert tokens == {"short": 100, "long": 900}
     assert tokens_by_source({"one": 7.5}, {"one": 2.0}, 1000) == {"one": 1000}
-
-
-@pytest.mark.parametrize("shares", [{}, {"box": 0.0}, {"box": 1.0, "cup": -1.0}])
-def test_shares_must_be_above_nothing(opened: Open, shares: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="shares of the data must be above 0"):
-        opened(shares)
 
 
 @pytest.mark.parametrize("shares", ["box", {"box": 0.3, "cup": 0.7}, {"cup": 0.5, "open": 0.5}])

@@ -25,7 +25,7 @@ from distill.students import hybrid
 from distill.students.convert import assembled, new_student
 from distill.students.hybrid import MIXERS, HybridForCausalLM
 from perplexity_lies.checkpoint.lookup import resolve
-from perplexity_lies.record.records import LOGLIKELIHOOD
+from perplexity_lies.rungs import LOGLIKELIHOOD
 
 ROOT = Path(__file__).parents[2]
 NATS = 1e-4
@@ -155,7 +155,7 @@ def test_plain_lm_eval_scores_it_as_here(exported: Path, tmp_path: Path) -> None
 
     # No `trust_remote_code`: the project's own code is used, the checkpoint's is not run.
     out = tmp_path / "out"
-    run = plies.evaluate(str(exported), suite=tmp_path / "own.yaml", out=out, protocol=LOGLIKELIHOOD, quiet=True)
+    run = plies.evaluate(str(exported), suite=tmp_path / "own.yaml", out=out, rungs=LOGLIKELIHOOD, quiet=True)
     ours = list(run.records())
     assert len(ours) == len(theirs) == 4
     for record, expected in zip(ours, theirs, strict=True):

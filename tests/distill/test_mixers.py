@@ -16,12 +16,12 @@ from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
 
 from distill.students.base import CONV_SIZE, GATES, SILU_ONE, Mixer, MixerConfig, RecurrentMixer, causal_convolution
-from distill.students.hybrid import MIXERS, HybridConfig
+from distill.students.hybrid import MIXERS, HybridConfig, mixer_class
 from distill.students.swa import SlidingWindowAttention, WindowState
 
 HIDDEN, HEADS, KV_HEADS, DIM = 16, 4, 2, 6
 WINDOW, SINKS = 4, 2
-RECURRENT = [name for name, mixer in MIXERS.items() if issubclass(mixer, RecurrentMixer)]
+RECURRENT = [name for name in MIXERS if issubclass(mixer_class(name), RecurrentMixer)]
 MakeMixer = Callable[..., Any]
 
 
@@ -40,7 +40,7 @@ def make_config(**switches: Any) -> MixerConfig:
 
 def make_mixer(name: str, started: bool = False, **switches: Any) -> Any:
     """A mixer with weights far from their starting values, or, `started`, at them."""
-    mixer = MIXERS[name](make_config(**switches))
+    mixer = mixer_class(name)(make_config(**switches))
     with torch.no_grad():
         for part, value in mixer.initial_values().items():
             mixer.get_parameter(part).copy_(value)

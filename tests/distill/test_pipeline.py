@@ -15,15 +15,20 @@ import pytest
 import torch
 import yaml
 
+from distill.cli import app
+from distill.curve import Point, best_point
 from distill.export import load_exported
-from distill.measure import Point, best_point, percent
 from distill.pages.cards import count_parameters
-from distill.pipeline import Workshop, keep_recipe, run_recipe
+from distill.pipeline import keep_recipe, run_recipe
 from distill.recipe.files import build_recipe, load_recipe, overlaid, read_recipe
 from distill.recipe.settings import Recipe
+from distill.selection import SELECTORS
 from distill.training.train import TrainingError
-from perplexity_lies.errors import UsageError
+from distill.workshop import Workshop
+from perplexity_lies.checked import checked
+from perplexity_lies.errors import PliesError, UsageError
 from perplexity_lies.in_the_loop import measurer
+from perplexity_lies.read.scores import Scores
 from suites.miniature.catalogue import TASKS, all_items
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +60,7 @@ def test_a_recipe_makes_both_checkpoints_and_continues(toy: list[str], tmp_path:
     recipe = build_recipe(overlaid(raw, [*toy, *TOY_TEACHER]), where)
     measure = measurer(suite="miniature", out=tmp_path / "measured", limit=2)
     scores = run_recipe(recipe, tmp_path, measure=measure)
-    assert set(scores) == {"teacher", "student"} and set(scores["student"]) == set(TASKS)
+    assert set(scores) == {"teacher", "student"} and set(scores["student"].tasks) == set(TASKS)
     teacher, _ = load_exported(tmp_path / "teacher")
     student, tokenizer = load_exported(tmp_path / "student")
     assert sorted(student.config.layer_types) == ["full_attention", "kda"]
@@ -66,7 +71,7 @@ def test_a_recipe_makes_both_checkpoints_and_continues(toy: list[str], tmp_path:
     assert f"{count_parameters(tmp_path / 'student'):,} parameters" in card
     assert count_parameters(tmp_path / "teacher") == sum(p.numel() for p in teacher.parameters())
     report = (tmp_path / "report.html").read_text()
-    assert "Both gaps against tokens" in report and report.count("<td>distil</td>") == 2
+    assert "Gaps against tokens" in report and report.count("<td>distil</td>") == 2
 
     kept = {name: weights(tmp_path / name) for name in ("teacher", "student")}
     last = next((tmp_path / "stages").glob("instruct-*"))
@@ -96,14 +101,17 @@ def test_a_student_of_a_checkpoint_keeps_what_it_is_told_to(recipe_of: MakeRecip
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("student.keep=[1, 4]", "names layers that the teacher lacks"), ("student.keep=5", "asks for 5 of 4 layers"),
-     ("student.keep=beam_add7", "names layers that the teacher lacks")],
-)  # fmt: skip
+    [
+        ("student.keep=[1, 4]", r"student.keep=\(1, 4\)"),
+        ("student.keep=5", "5"),
+        ("student.keep=beam_add7", "beam_add7"),
+    ],
+)
 def test_layers_that_the_teacher_lacks_are_refused(
     recipe_of: MakeRecipe, setting: str, message: str, tmp_path: Path
 ) -> None:
     recipe = recipe_of(setting, "stage1=null", "stage2=null", "suite=")
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=f"{message} asks for layers that the teacher lacks"):
         run_recipe(recipe, tmp_path)
 
 
@@ -156,10 +164,24 @@ def test_the_student_is_the_one_that_selection_scored(recipe_of: MakeRecipe, tmp
     recipe = recipe_of("suite=", "student.keep=1")
     run_recipe(recipe, tmp_path)
     (path,) = (tmp_path / "stages").glob("selection-*.json")
-    kept, scored = json.loads(path.read_text())
-    path.write_text(json.dumps([kept, [[layers, 2 * kl] for layers, kl in scored]]))
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "kl_nats": 2 * kept["kl_nats"]}))
     with pytest.raises(TrainingError, match="not the one that the last stage left"):
         run_recipe(recipe, tmp_path)
+
+
+def test_each_selector_keeps_its_own_choice(
+    recipe_of: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SELECTORS, "other", SELECTORS["greedy_kl"])
+    shop, settings = Workshop(tmp_path), ("suite=", "stage1=null", "stage2=null")
+    counts = []
+    for chosen in ("student.selector=greedy_kl", "student.selector=other", "student.selector=greedy_kl"):
+        recipe = recipe_of(*settings, chosen)
+        teacher = shop.teacher(recipe)
+        shop.select(recipe, teacher, shop.align(recipe, teacher, ["kda"]))
+        counts.append(len(list((tmp_path / "stages").glob("selection-*.json"))))
+    assert counts == [1, 2, 2]
 
 
 def test_measuring_takes_no_more_rows_at_a_time_than_training(recipe_of: MakeRecipe, tmp_path: Path) -> None:
@@ -177,8 +199,8 @@ def test_to_keep_no_layer_nothing_is_scored(recipe_of: MakeRecipe, tmp_path: Pat
     recipe, shop = recipe_of("suite=", "student.keep=0"), Workshop(tmp_path)
     teacher = shop.teacher(recipe)
     aligned = shop.align(recipe, teacher, ["kda"])
-    selection = shop.select(recipe, teacher, aligned.students["kda"], aligned.key)
-    assert (selection.kept, selection.kl_nats) == ((), {})
+    selection = shop.select(recipe, teacher, aligned)
+    assert (selection.kept, selection.scored) == ((), ())
 
 
 @pytest.mark.parametrize("eos", [None, "<|end|>"])
@@ -210,27 +232,36 @@ def test_the_best_by_generation_is_what_is_exported(recipe_of: MakeRecipe, tmp_p
     chosen = [p for p in points if weights(tmp_path / p["checkpoint"]) == weights(tmp_path / "student")]
     assert chosen and chosen[0]["scores"]["generation"] == best
     student = json.loads((tmp_path / "scores.json").read_text())["student"]
-    assert percent(student, "generation") == best
+    assert checked(Scores, student, "scores.json").percent("generation") == best
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "nonesuch"], 3, "no recipe 'nonesuch'"),
+        (["run", "miniature", "--set", "stage3c.lr=1"], 2, "no 'stage3c'"),
+        (["run", "miniature", "--set", "student.mixer=mamba"], 2, "did you mean 'mamba2'"),
+        (["run", "miniature", "--report-to", "tensorbord"], 2, "did you mean 'tensorboard'"),
+        (["run", "miniature", "--teacher", "nowhere", "--set", "suite="], 3, "nowhere"),
+        (["run", "miniature", "--device", "gpu"], 2, "'gpu' is not a device"),
+        (["run", "miniature", "--device", "cuda:99"], 3, "--device cuda:99 was asked for"),
+        (["ablate", "nonesuch"], 3, "bundled grids: miniature-findings"),
+    ],
+)
+def test_a_command_refuses_before_it_trains(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PliesError) as caught:
+        app([*arguments, "--out", str(tmp_path / "out")], standalone_mode=False, obj=measurer)
+    assert message in str(caught.value) and caught.value.exit_code == code
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("name: x\nsed: 1\n")
-    cases = [
-        (["run", str(bad)], 2, "unknown key 'sed'"),
-        (["run", "nonesuch"], 3, "no recipe 'nonesuch'"),
-        (["run", "miniature", "--set", "stage3c.lr=1"], 2, "no 'stage3c'"),
-        (["run", "miniature", "--teacher", "nowhere"], 3, "nowhere"),
-        (["run", "miniature", "--device", "gpu"], 2, "'gpu' is not a device"),
-        (["run", "miniature", "--device", "cuda:99"], 3, "--device cuda:99 was asked for"),
-        (["ablate", "nonesuch"], 3, "bundled grids: miniature-findings"),
-        (["ablate", "miniature-findings", "--seed", "77"], 2, "no seed 77"),
-    ]
-    for arguments, code, message in cases:
-        command = [sys.executable, "-m", "perplexity_lies.cli", "distill", *arguments, "--out", str(tmp_path / "out")]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (code, ""), done.stderr
-        assert message in done.stderr and "Traceback" not in done.stderr
+    command = [sys.executable, "-m", "perplexity_lies.cli", "distill", "run", str(bad), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "unknown key 'sed'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_embedded_pair_is_small_and_whole() -> None:

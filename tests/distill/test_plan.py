@@ -13,7 +13,8 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from distill.plan.cost import DEVICES, CachePlan, Scales, plan, render_plan, shares_from, stage_flops
+from distill.pages.plans import render_plan
+from distill.plan.cost import DEVICES, CachePlan, Scales, plan, shares_from, stage_flops
 from distill.plan.shapes import KNOWN, kept_layers, layer_cost, teacher_shape, weights_of, with_attention
 from distill.recipe.files import load_recipe
 from distill.recipe.settings import Recipe, StudentConfig
@@ -224,6 +225,22 @@ def test_teachers_that_cannot_be_planned(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="layers that the teacher lacks"):
         plan(load_recipe("miniature", ["student.keep=[0, 4]"]))
     assert kept_layers(StudentConfig(keep=2), 4) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("student.mixer=mamba", "student.mixer: unknown name 'mamba', did you mean 'mamba2'"),
+        ("student.mixer=[kda, kad, kda, kda]", "unknown name 'kad', did you mean 'kda'"),
+        ("student.mixer=[kda, kda]", "2 mixers for 4 layers"),
+        ("student.selector=greedy", "student.selector: unknown name 'greedy', did you mean 'greedy_kl'"),
+        ("student.keep=5", "student.keep=5 asks for layers that the teacher lacks"),
+    ],
+)
+def test_names_that_nobody_has_cannot_be_planned(setting: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(load_recipe("miniature", [setting]), "cpu")
+    assert message in str(caught.value) and caught.value.found and caught.value.mend
 
 
 @pytest.mark.parametrize(

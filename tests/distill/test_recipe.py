@@ -120,7 +120,7 @@ def test_overlays_reach_stages_by_kind_and_by_name(raw: dict[str, Any]) -> None:
         ("stage3a.ce_weight=0.1", lambda r: r.stages[3].ce_weight == 0.1),
         ("stage1=null", lambda r: [s.kind for s in r.stages] == ["pretrain", "2", "3a", "3b"]),
         ("stage3a.tokens=20480", lambda r: r.stages[3].steps == 10),
-        ("stage3a.lr=1e-5", lambda r: r.stages[3].lr == 1e-5),  # text by YAML's own rule
+        ("stage3a.lr=1e-5", lambda r: r.stages[3].lr == 1e-5),  # text by PyYAML's own rule
         ("defaults.rows=8", lambda r: all(s.rows == 8 for s in r.stages)),
         ("data.chat.too_long=drop", lambda r: r.data["chat"].too_long == "drop"),
         ("teacher=Qwen/Qwen3-0.6B", lambda r: r.teacher == "Qwen/Qwen3-0.6B" and r.stages[0].kind == "1"),
@@ -139,23 +139,24 @@ def test_an_overlay_does_what_it_says(raw: dict[str, Any], setting: str, read: A
         ("stage3c.objective=sft", "no 'stage3c', did you mean"),
         ("studnt.init=vo", "no 'studnt', did you mean 'student'"),
         ("stage3b.objectiv=sft", "unknown key 'objectiv', did you mean 'objective'"),
-        ("stage3b.objective=dpo", "objective must be one of kd, sft"),
-        ("stage3b.freeze=[mpl]", "freeze must be one of .*did you mean 'mlp'"),
-        ("student.init=qv", "student.init must be one of vo, qkvo, random"),
-        ("student.keep=beam_ad7", "student.keep must be one of .*did you mean 'beam_add7'"),
+        ("stage3b.objective=dpo", r"stages\[4\].objective should be 'kd' or 'sft'"),
+        ("stage3b.freeze=[mpl]", r"stages\[4\].freeze\[0\] should be .*did you mean 'mlp'"),
+        ("student.init=qv", "student.init should be 'vo', 'qkvo' or 'random', did you mean 'qkvo'"),
+        ("student.keep=beam_ad7", "student.keep: unknown name 'beam_ad7', did you mean 'beam_add7'"),
         ("stage3a.data=opn", "reads data 'opn', which the recipe does not have, did you mean 'open'"),
         ("seed.deep=1", "'seed' is not a mapping"),
-        ("stage3a.lr=fast", "lr must be float"),
-        ("stage3a.keep_last=1.5", "keep_last must be int"),
-        ("seed=true", "seed must be int"),
-        ("student.output_norm=1", "output_norm must be bool"),
-        ("student.init=3", "init must be str"),
+        ("stage3a.lr=fast", r"stages\[3\].lr should be a number"),
+        ("stage3a.keep_last=1.5", "keep_last should be an integer"),
+        ("seed=true", "seed should be an integer"),
+        ("student.output_norm=1", "output_norm should be a boolean"),
+        ("student.init=3", "init should be 'vo', 'qkvo' or 'random'"),
         ("stage3a.tokens=5", "5 tokens are less than one step of 2048"),
     ],
 )
 def test_an_overlay_that_leads_nowhere_is_refused(raw: dict[str, Any], setting: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         overlay(raw, setting)
+    assert caught.value.found and caught.value.mend
 
 
 def test_the_overlays_of_the_guide_apply() -> None:
@@ -179,36 +180,84 @@ def _add_stage(raw: dict[str, Any], **changes: Any) -> None:
     ("damage", "message"),
     [
         (lambda r: r["teacher"].update(layer=3), "unknown key 'layer', did you mean 'layers'"),
-        (lambda r: r["teacher"].pop("heads"), "teacher lacks: heads"),
+        (lambda r: r["teacher"].pop("heads"), "teacher lacks `heads`"),
         (lambda r: r.update(sed=1), "unknown key 'sed', did you mean 'seed'"),
-        (lambda r: r["defaults"].pop("rows"), "stage number 1 lacks: rows"),
-        (lambda r: r.update(defaults=[1]), "defaults must be a mapping"),
-        (lambda r: r["stages"][0].update(kind="4"), "kind must be one of pretrain, 1, 2, 3a, 3b, 3"),
+        (lambda r: r["defaults"].pop("rows"), r"stages\[0\] lacks `rows`"),
+        (lambda r: r.update(defaults=[1]), "defaults should be a mapping"),
+        (lambda r: r["stages"][0].update(kind="4"), r"stages\[0\].kind should be 'pretrain', '1'"),
         (lambda r: r["stages"][0].update(data="al"), "reads data 'al', which the recipe does not have"),
         (lambda r: r["stages"][0].update(steps=0), "give steps or tokens, one of them, above 0"),
         (lambda r: r["stages"][0].update(tokens=9999), "give steps or tokens, one of them, above 0"),
-        (lambda r: r["stages"][0].update(micro_rows=-1), "micro_rows not negative"),
+        (lambda r: r["stages"][0].update(micro_rows=-1), "micro_rows should be greater than or equal to 0"),
         (lambda r: r["stages"][0].update(warmup=0.8), "together at most 1"),
-        (lambda r: r["stages"][0].update(prompt_weight=2), r"prompt_weight and ce_weight must lie in \[0, 1\]"),
-        (lambda r: r["stages"][0].update(temperature=0), "temperature must be above 0"),
+        (lambda r: r["stages"][0].update(prompt_weight=2), "prompt_weight should be less than or equal to 1"),
+        (lambda r: r["stages"][0].update(temperature=0), "temperature should be greater than 0"),
         (lambda r: r["stages"].reverse(), "must follow the order"),
         (lambda r: r["stages"].pop(0), "a teacher from scratch needs a stage of kind pretrain"),
         (lambda r: r.update(teacher="builtin:teacher"), "a teacher from scratch needs a stage of kind pretrain"),
         (lambda r: _add_stage(r, kind="3"), "stage 3 combines 3a and 3b"),
         (lambda r: _add_stage(r, name="instruct"), "stages must have different names"),
         (lambda r: r.update(suite="", select_by="generation"), "select_by generation needs a suite"),
-        (lambda r: r.update(select_by="best"), "select_by must be one of"),
-        (lambda r: r.update(student=3), "student must be a mapping"),
-        (lambda r: r["data"].update(all=[1]), "data.all must be a mapping"),
+        (lambda r: r.update(select_by="best"), "select_by should be 'last', 'generation'"),
+        (lambda r: r.update(student=3), "student should be a mapping"),
+        (lambda r: r["data"].update(all=[1]), "data.all should be a mapping"),
         (lambda r: r["data"]["all"].update(source="texts.jsonl"), "source miniature, and it alone, has a mixture"),
         (lambda r: r["data"].update(own={"source": "a.jsonl"}), "name the column of text or of messages, one of them"),
-        (lambda r: r["data"]["all"].update(too_long="wrap"), "too_long must be one of split, cut, drop"),
+        (lambda r: r["data"]["all"].update(too_long="wrap"), "too_long should be 'split', 'cut' or 'drop'"),
     ],
 )
 def test_a_damaged_recipe_is_refused(raw: dict[str, Any], damage: Any, message: str) -> None:
     damage(raw)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         build_recipe(raw, "recipe.yaml")
+    assert caught.value.asked.startswith("recipe.yaml") and caught.value.found and caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        ("stage1.betas=5", "stages[1].betas should be a list"),
+        ("stage1.betas=[a, b]", "stages[1].betas[0] should be a number"),
+        ("stage1.betas=[0.9, 1.0]", "stages[1].betas[1] should be less than 1"),
+        ("stage1.betas=[-0.1, 0.9]", "stages[1].betas[0] should be greater than or equal to 0"),
+        ("stage1.betas=[0.9]", "stages[1].betas"),
+        ("stage1.data=[all]", "stages[1].data should be a string or a mapping"),
+        ("stage1.data={all: 0}", "stages[1].data.all should be greater than 0"),
+        ("stage1.data={all: 1, open: -1}", "stages[1].data.open should be greater than 0"),
+        ("stage1.data={}", "stages[1].data should"),
+        ("data.all.at_least={score: high}", "data.all.at_least.score should be a number"),
+        ("stage1.lr=.nan", "stages[1].lr should be a finite number"),
+        ("stage1.lr=-1", "stages[1].lr should be greater than or equal to 0"),
+        ("stage1.steps=-3", "stages[1].steps should be greater than or equal to 0"),
+        ("stage1.rows=true", "stages[1].rows should be an integer"),
+        ("stages=5", "stages should be a list"),
+        ("stages=[5]", "stages[0] should be a mapping"),
+        ("data.all.at_least=3", "data.all.at_least should be a mapping"),
+        ("data.all.mixture.plain_share=2", "data.all.mixture.plain_share should be less than or equal to 1"),
+        ("data.all.mixture.chat={fact: 1}", "mixture.chat: unknown name 'fact', did you mean 'facts'?"),
+        ("data.chat.mixture.chat={}", "mixture.chat has no weight"),
+        ("student.keep=[0.5]", "student.keep[0] should be an integer"),
+        ("student.keep={}", "student.keep should be an integer or a list or a string"),
+        ("student.keep=-1", "student.keep should be greater than or equal to 0"),
+        ("student.keep=true", "student.keep should be"),
+        ("student.mixer=5", "student.mixer should be a string or a list"),
+        ("student.chunk_size=0", "student.chunk_size should be greater than or equal to 1"),
+        ("teacher.layers=0", "teacher.layers should be greater than or equal to 1"),
+        ("seed=2020-01-01", "a date (2020-01-01): put it in quotes"),
+    ],
+)
+def test_a_value_out_of_place_is_refused_with_its_path(raw: dict[str, Any], setting: str, place: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(place)) as caught:
+        overlay(raw, setting)
+    assert caught.value.asked.startswith("recipe") and caught.value.found and caught.value.mend
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: a\nseed: 1\nname: b\n")
+    with pytest.raises(UsageError, match="recipe.yaml is not YAML") as caught:
+        load_recipe(str(path))
+    assert "'name' stands twice" in caught.value.found[0]
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "just words"])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 
 from perplexity_lies.engines.base import ScoreRequest
+from perplexity_lies.engines.device import cpu_threads
 from perplexity_lies.engines.loading import kernels_for
 
 VOCABULARY = 97
@@ -29,6 +32,13 @@ COMMON = {
 }
 GROUPED = {**COMMON, "num_key_value_heads": 2}
 HYBRID = {**GROUPED, "head_dim": 8, "num_hidden_layers": 4}
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<user>", "<assistant>")
+LETTERS = ["\n", *(chr(code) for code in range(32, 127) if chr(code) not in "`^~|")]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def _hybrid(**layers: Any) -> Any:
@@ -71,10 +81,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +104,20 @@ def random_model() -> Callable[[str], Any]:
 def model(request: pytest.FixtureRequest, random_model: Callable[[str], Any]) -> Any:
     """Each family in turn."""
     return random_model(request.param)
+
+
+def save_tokenizer(directory: Path) -> None:
+    """A token for each letter, so that any reply reads back as its tokens."""
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *LETTERS))}
+    assert len(vocabulary) == VOCABULARY
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    names = {"eos_token": "<eos>", "bos_token": "<bos>", "pad_token": "<pad>"}
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, **names)
+    wrapped.chat_template = TEMPLATE
+    wrapped.save_pretrained(directory)
 
 
 @torch.no_grad()

@@ -17,8 +17,17 @@ from perplexity_lies.engines.torch import TorchEngine
 from perplexity_lies.errors import CheckpointError
 from perplexity_lies.guard import guard
 
-from ..test_guard import LETTERS, save_tokenizer
-from .conftest import COMMON, CONTEXT_TOKENS, GROUPED, VOCABULARY, few_shot_requests, generate_alone, score_alone
+from .conftest import (
+    COMMON,
+    CONTEXT_TOKENS,
+    GROUPED,
+    LETTERS,
+    VOCABULARY,
+    few_shot_requests,
+    generate_alone,
+    save_tokenizer,
+    score_alone,
+)
 
 TEXT = "".join(LETTERS)
 BORDER = 64

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,59 @@ def test_greedy_text_is_that_of_generate(tiny_checkpoint: TinyCheckpoint) -> Non
         assert result.prompt_tokens == ids["input_ids"].shape[1]
 
 
+@pytest.mark.parametrize("decoding", ["in slots", "by length"])
+def test_token_ids_are_those_of_generate(tiny_checkpoint: TinyCheckpoint, decoding: str) -> None:
+    """Ids as they were generated, the end token included; decoded they give the text."""
+    engine = engine_of(tiny_checkpoint("qwen3"), slots=3)
+    engine.why_not_slots = "" if decoding == "in slots" else "not wanted here"
+    prompts = ["Hello there", "two\nlines", "a", "Hello again", "of another length"]
+    alone = {prompt: whole_reply(engine, prompt, 24) for prompt in prompts}
+    end = alone["two\nlines"][5]
+    engine.end_ids = frozenset([end])
+    requests = [GenerateRequest(prompt=prompt, add_special_tokens=True, max_new_tokens=24) for prompt in prompts]
+    found = {result.key: result for batch in engine.generate(requests) for result in batch}
+    ended = 0
+    for request in requests:
+        ids, result = alone[request.prompt], found[request.key]
+        expected = ids[: ids.index(end) + 1] if end in ids else ids
+        assert result.token_ids == tuple(expected) and result.completion_tokens == len(expected)
+        assert engine.tokenizer.decode(result.token_ids, skip_special_tokens=True) == result.text
+        ended += result.finish_reason == "stop" and result.token_ids[-1] == end
+    assert 0 < ended < len(prompts), "some replies must end at the end token, and some not"
+
+
+def whole_reply(engine: TorchEngine, prompt: str, tokens: int) -> list[int]:
+    """HF `generate`, greedy, without end tokens."""
+    ids = torch.tensor([engine.encode(prompt, True)])
+    with torch.no_grad():
+        whole = engine.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=[],
+            pad_token_id=0,
+        )
+    return whole[0, ids.shape[1] :].tolist()
+
+
+def test_token_ids_hold_the_stop_string_that_the_text_lacks(tiny_llama: Path) -> None:
+    engine = engine_of(tiny_llama)
+    free = GenerateRequest(prompt="Hello there", add_special_tokens=True, max_new_tokens=12)
+    ((whole,),) = engine.generate([free])
+    stop = engine.tokenizer.decode(whole.token_ids[2:4])
+    ((result,),) = engine.generate([replace(free, stop=(stop,))])
+    assert result.finish_reason == "stop_string"
+    assert engine.tokenizer.decode(result.token_ids).startswith(result.text + stop)
+    assert result.token_ids == whole.token_ids[: len(result.token_ids)]
+
+
 def test_prompts_beyond_a_position_table_are_refused_row_by_row(tiny_checkpoint: TinyCheckpoint) -> None:
     engine = engine_of(tiny_checkpoint("gpt2"))
     long, short = "x" * (engine.context_tokens + 5), "short"
     asked = [GenerateRequest(prompt=p, add_special_tokens=False, max_new_tokens=2) for p in (long, short)]
     results = {r.key: r for b in engine.generate(asked) for r in b}
-    assert "positions" in results[asked[0].key].error
+    assert "positions" in results[asked[0].key].error and results[asked[0].key].token_ids == ()
     assert results[asked[1].key].error == ""
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the protocols' tests: small items suites, and a protocol run on an engine with nothing around it."""
+"""Fixtures of the protocols' tests: small items suites, and a rung asked of an engine with nothing around it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 import yaml
 
 from perplexity_lies.catalogue.mirror import open_mirror
-from perplexity_lies.catalogue.suite import Suite, load_suite
+from perplexity_lies.catalogue.suite import load_suite
+from perplexity_lies.catalogue.tasks import Suite, rung_class
 from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines import open_engine
 from perplexity_lies.engines.base import Engine, EngineOptions
 from perplexity_lies.progress import Reporter
-from perplexity_lies.protocols import runner
 from perplexity_lies.protocols.base import Context
 from perplexity_lies.protocols.hygiene import quarantine
+from perplexity_lies.record.journal import Journal
 from perplexity_lies.record.records import ItemRecord
-from perplexity_lies.record.store import Journal
 
 
 @pytest.fixture(autouse=True)
@@ -90,18 +90,27 @@ def ask(tmp_path: Path) -> Ask:
     """`ask("generation", engine, suite, limit=None, data=None)` -> records; one journal for the whole test."""
 
     def run(
-        protocol: str, engine: Engine, suite: Suite, *, limit: int | None = None, data: Path | None = None
+        rung: str, engine: Engine, suite: Suite, *, limit: int | None = None, data: Path | None = None
     ) -> list[ItemRecord]:
-        journal = Journal(tmp_path / f"{protocol}.jsonl")
-        log = tmp_path / f"{protocol}.log"
+        journal = Journal(tmp_path / f"{rung}.jsonl")
+        log = tmp_path / f"{rung}.log"
         try:
             with quarantine(log):
                 context = Context(open_mirror(data), limit, journal, log, Reporter(quiet=True))
-                return list(runner(protocol)(engine, suite, context))
+                return rung_class(rung).ask(engine, suite, context)
         finally:
             journal.close()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def hub() -> Path:
+    """A mirror of real datasets; skips where the machine has none."""
+    found = Path(__file__).parents[3] / "shared" / "data" / "hub"
+    if not found.is_dir():
+        pytest.skip("no ../shared/data/hub on this machine")
+    return found
 
 
 @pytest.fixture(scope="session")

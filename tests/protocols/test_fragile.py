@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from perplexity_lies.protocols.loglikelihood import is_fragile
+from perplexity_lies.protocols.ranking import is_fragile
 
 
 def turns(nats: list[float], choices: list[str], metric: str, by: float) -> bool:

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from perplexity_lies.catalogue.suite import Suite, load_suite
+from perplexity_lies.catalogue.sources import FileItems
+from perplexity_lies.catalogue.suite import load_suite
+from perplexity_lies.catalogue.tasks import Suite
 from perplexity_lies.checkpoint.lookup import resolve
-from perplexity_lies.engines.base import Engine, EngineOptions, GenerateResult
+from perplexity_lies.engines.base import Engine, EngineOptions
 from perplexity_lies.errors import CheckpointError, UsageError
+from perplexity_lies.protocols.generation import Generation
 from perplexity_lies.protocols.hygiene import quarantine
 from perplexity_lies.record.records import ItemRecord, Status
 
@@ -42,16 +45,18 @@ def plain_evalscope(
     return sorted(rows, key=lambda row: int(row["index"]))
 
 
-def assert_equal(records: list[ItemRecord], reviews: list[dict[str, Any]]) -> None:
+def assert_equal(records: list[ItemRecord], reviews: list[dict[str, Any]], extractor: str) -> None:
     assert len(records) == len(reviews) > 0
     for record, review in zip(records, reviews, strict=True):
         score = review["sample_score"]["score"]
         assert record.prompt == review["messages"][0]["content"]
         assert record.text == score["prediction"]
-        assert record.answer == str(score["extracted_prediction"] or "").strip()
-        assert record.scores == score["value"] and record.score == score["value"][record.metric]
+        read = record.headline
+        assert read.answer == str(score["extracted_prediction"] or "").strip()
+        assert read.scores == score["value"] and record.score == score["value"][read.metric]
         assert [record.gold] == review["target"]
-        assert record.extractor == f"evalscope@{version('evalscope')}"
+        assert read.extractor == extractor and len(record.token_ids) == record.completion_tokens
+        assert read.span is None or record.text[slice(*read.span)] == read.answer
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
@@ -66,11 +71,14 @@ def test_own_items_equal_plain_evalscope(
     checkpoint = tiny_checkpoint(model_type)
     suite = items_suite(8, extract=r"(\w)", max_new_tokens=20)
     ours = ask("generation", opened(checkpoint), suite)
-    spec = suite.tasks[0].items
-    assert spec is not None
-    args = {"local_path": str(spec.path), "few_shot_num": 0, "extra_params": {"extract": spec.extract}}
-    assert_equal(ours, plain_evalscope(checkpoint, "plies_items", args, 20, tmp_path))
-    assert any(record.answer for record in ours)
+    source = suite.tasks[0].items
+    assert isinstance(source, FileItems)
+    extract = Generation.of(suite.tasks[0]).extract
+    args = {"local_path": str(source.path), "few_shot_num": 0, "extra_params": {"extract": extract}}
+    assert_equal(ours, plain_evalscope(checkpoint, "plies_items", args, 20, tmp_path), "pattern@1")
+    assert any(record.headline.answer for record in ours)
+    asked = source.load()
+    assert [(r.choices, r.gold_index, r.gold) for r in ours] == [(i.choices, i.gold, i.target) for i in asked]
 
 
 def test_replies_through_a_chat_template_equal_hf_generate(
@@ -96,14 +104,14 @@ def test_replies_through_a_chat_template_equal_hf_generate(
 
 @pytest.mark.slow
 def test_stock_arc_equals_plain_evalscope(
-    shared_models: Path, opened: Opened, ask: Ask, tmp_path: Path, arc_only: Suite
+    shared_models: Path, hub: Path, opened: Opened, ask: Ask, tmp_path: Path, arc_only: Suite
 ) -> None:
-    checkpoint, hub = shared_models / "stories260K", shared_models.parent / "data" / "hub"
-    if not hub.is_dir():
-        pytest.skip("no ../shared/data/hub on this machine")
+    checkpoint = shared_models / "stories260K"
     ours = ask("generation", opened(checkpoint), arc_only, limit=4, data=hub)
     args = {"local_path": str(hub / "allenai" / "ai2_arc"), "few_shot_num": 0, "subset_list": ["ARC-Easy"]}
-    assert_equal(ours, plain_evalscope(checkpoint, "arc", args, 64, tmp_path, limit=4))
+    reviews = plain_evalscope(checkpoint, "arc", args, 64, tmp_path, limit=4)
+    assert_equal(ours, reviews, f"evalscope@{version('evalscope')}")
+    assert all(record.gold == "ABCDE"[record.gold_index] and len(record.choices) > 2 for record in ours)
 
 
 @pytest.fixture
@@ -115,10 +123,7 @@ def arc_only(tmp_path: Path) -> Suite:
 
 
 @pytest.mark.slow
-def test_items_of_smoke_pair_across_protocols(shared_models: Path, opened: Opened, ask: Ask) -> None:
-    hub = shared_models.parent / "data" / "hub"
-    if not hub.is_dir():
-        pytest.skip("no ../shared/data/hub on this machine")
+def test_items_of_smoke_pair_across_rungs(shared_models: Path, hub: Path, opened: Opened, ask: Ask) -> None:
     engine, suite = opened(shared_models / "stories260K"), load_suite("smoke")
     named: dict[str, dict[str, list[str]]] = {}
     for protocol in ("loglikelihood", "generation"):
@@ -128,59 +133,6 @@ def test_items_of_smoke_pair_across_protocols(shared_models: Path, opened: Opene
     for task, by_protocol in named.items():
         assert len(set(by_protocol["generation"])) == 3, task
         assert set(by_protocol["generation"]) == set(by_protocol["loglikelihood"]), task
-
-
-# --- why there is a score, or none ----------------------------------------------------------------------------------
-
-LOOP = "and then " * 60
-
-
-@pytest.mark.parametrize(
-    ("text", "finish", "answer", "refusal", "error", "status"),
-    [
-        ("answer : 3", "stop", "3", "", "", Status.SCORED),
-        ("answer : 3 and", "length", "3", "", "", Status.SCORED),
-        ("no idea", "stop", "", "", "", Status.UNPARSED),
-        ("no idea", "stop_string", "", "", "", Status.UNPARSED),
-        ("let me think", "length", "", "", "", Status.TRUNCATED),
-        (LOOP, "length", "", "", "", Status.DEGENERATE),
-        (LOOP, "stop", "", "", "", Status.UNPARSED),
-        (LOOP, "length", "3", "", "", Status.SCORED),
-        ("", "stop", "", "", "", Status.DEGENERATE),
-        (" \n\t", "length", "", "", "", Status.DEGENERATE),
-        ("", "length", "", "too long", "too long", Status.REFUSED),
-        ("fine", "stop", "3", "", "no review", Status.ERRORED),
-    ],
-)
-def test_status(text: str, finish: Any, answer: str, refusal: str, error: str, status: Status) -> None:
-    from perplexity_lies.protocols.generation import status_of
-
-    reply = GenerateResult(
-        key="k", text=text, finish_reason=finish, prompt_tokens=1, completion_tokens=1, error=refusal
-    )
-    assert status_of(reply, answer, error) is status
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("", False),
-        ("a b c", False),
-        ("a " * 64, True),
-        ("a " * 62, False),  # the second half must hold two of the longest periods, 32 words
-        ("one two three " * 40, True),
-        (" ".join(map(str, range(200))), False),
-        ("a quiet start that is not part of it " + "round and " * 60, True),
-        (" ".join(map(str, range(16))) + " " + " ".join(map(str, range(16))) * 1, False),
-        ((" ".join(map(str, range(16))) + " ") * 6, True),
-        ((" ".join(map(str, range(17))) + " ") * 6, False),  # a period of 17 words is no loop
-        ("round and " * 60 + "at last it ends", False),
-    ],
-)
-def test_loops(text: str, found: bool) -> None:
-    from perplexity_lies.protocols.generation import loops
-
-    assert loops(text) is found
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------
@@ -222,7 +174,7 @@ def test_prompt_beyond_learned_positions_is_refused(
     ]
     fits, long, also = ask("generation", engine, items_suite(asked))
     assert long.status is Status.REFUSED and long.score == 0.0 and "48 positions" in long.error
-    assert long.text == "" and long.finish_reason == "" and long.answer == ""
+    assert long.text == "" and long.finish_reason == "" and long.headline.answer == ""
     for record in (fits, also):
         assert record.status is not Status.REFUSED and record.error == "" and record.completion_tokens > 0
 
@@ -275,7 +227,7 @@ def stock_suite(folder: Path, **changed: Any) -> Suite:
         ({"metric": "acc"}, "no metric 'acc'", "metric:"),
         ({"item": "{{ metadata.nothing }}"}, "does not fit the item", "fields there"),
         ({"item": "{{ metadata.id"}, "does not fit the item", "fields there"),
-        ({"item": "  "}, "names an item by nothing", "fields there"),
+        ({"item": "  "}, "renders to an empty string", "fields there"),
         ({"item": "all alike"}, "two items are named 'all alike'", "`item:`"),
     ],
     ids=["benchmark", "subset", "metric", "field", "template", "blank", "alike"],
@@ -290,9 +242,7 @@ def test_task_that_evalscope_cannot_ask(
     assert error.value.found and mend in error.value.mend[0], str(error.value)
 
 
-def test_stock_task_on_a_mirror_pairs_across_protocols(
-    tiny_llama: Path, opened: Opened, ask: Ask, tmp_path: Path
-) -> None:
+def test_stock_task_on_a_mirror_pairs_across_rungs(tiny_llama: Path, opened: Opened, ask: Ask, tmp_path: Path) -> None:
     suite, engine = stock_suite(tmp_path), opened(tiny_llama)
     both = [ask(protocol, engine, suite, data=tmp_path / "hub") for protocol in ("loglikelihood", "generation")]
     assert [record.item for record in both[0]] == [record.item for record in both[1]] == ["q0", "q1", "q2", "q3"]
@@ -314,3 +264,40 @@ def test_engine_is_asked_once(tiny_llama: Path, items_suite: Any, ask: Ask) -> N
     assert Counting.asked == 1
     assert ask("generation", engine, suite) == first and Counting.asked == 1
     assert len(ask("generation", engine, items_suite(5))) == 5 and Counting.asked == 2
+
+
+# --- readings and rungs ---------------------------------------------------------------------------------------------
+
+
+def test_more_readings_stand_beside_the_headline(
+    tiny_llama: Path, opened: Opened, items_suite: Any, ask: Ask, tmp_path: Path
+) -> None:
+    """The pattern of `items:` tasks and evalscope's own reading of stock tasks stay first."""
+    engine, more = opened(tiny_llama), ["strict", r"pattern=(\w)"]
+    plain, read = (ask("generation", engine, items_suite(4, extractors=wanted)) for wanted in ([], more))
+    own = ["pattern@1", "strict@1", r"pattern@1=(\w)"]
+    for one, other in zip(plain, read, strict=True):
+        assert [reading.extractor for reading in other.readings] == own and one.readings == other.readings[:1]
+    stock = ask("generation", engine, stock_suite(tmp_path, extractors=["last_letter"]), data=tmp_path / "hub")
+    for record in stock:
+        assert [reading.extractor.partition("@")[0] for reading in record.readings] == ["evalscope", "last_letter"]
+        assert (record.choices, record.gold_index, record.gold) == (("a", "b", "c", "d"), 1, "B")
+
+
+def test_a_rung_asks_only_the_tasks_that_have_it(tiny_llama: Path, opened: Opened, ask: Ask, tmp_path: Path) -> None:
+    """A question without choices is asked for a reply, and ranked nowhere."""
+    free = {"id": "f", "question": "who?", "target": "ada"}
+    (tmp_path / "free.jsonl").write_text(json.dumps(free) + "\n")
+    (tmp_path / "both.jsonl").write_text(json.dumps({**free, "choices": ["ada", "ben"], "gold": 0}) + "\n")
+    shared = {"extract": "(.*)", "max_new_tokens": 4}
+    tasks = [
+        {"name": "replies", "items": "free.jsonl", "rungs": ["generation"], **shared},
+        {"name": "both", "items": "both.jsonl", "chat_template": False, **shared},
+    ]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"name": "own", "tasks": tasks}))
+    engine, suite = opened(tiny_llama), load_suite(tmp_path / "own.yaml")
+    assert [record.task for record in ask("loglikelihood", engine, suite)] == ["both"]
+    replies = ask("generation", engine, suite)
+    assert [(record.task, record.choices, record.gold_index) for record in replies] == [
+        ("replies", (), -1), ("both", ("ada", "ben"), 0),
+    ]  # fmt: skip

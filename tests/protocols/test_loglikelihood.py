@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-from perplexity_lies.catalogue.suite import Suite, load_suite
+from perplexity_lies.catalogue.sources import FileItems
+from perplexity_lies.catalogue.suite import load_suite
+from perplexity_lies.catalogue.tasks import Suite
 from perplexity_lies.checkpoint.lookup import resolve
+from perplexity_lies.digests import canonical_json, sha256_text
 from perplexity_lies.engines.base import Engine, EngineOptions, ScoreRequest
 from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.protocols.hygiene import quarantine
-from perplexity_lies.record.records import ItemRecord, Status, sha256_text
-from perplexity_lies.record.store import canonical_json
+from perplexity_lies.record.records import ItemRecord, Status
 
 NATS = 1e-4
 """Float32 sums over some thirty tokens in another batch shape."""
@@ -32,7 +34,7 @@ def plain_lm_eval(checkpoint: Path, suite: Suite, chat: bool, work: Path) -> lis
     from lm_eval.tasks import TaskManager
 
     spec = suite.tasks[0].items
-    assert spec is not None
+    assert isinstance(spec, FileItems)
     task = {
         "task": "plain",
         "dataset_path": "json",
@@ -79,12 +81,13 @@ def test_records_equal_plain_lm_eval(
         expected = [float(response[0][0]) for response in sample["resps"]]
         assert record.choice_loglikelihoods_nats == pytest.approx(expected, abs=NATS)
         assert record.choice_is_greedy == tuple(response[0][1] for response in sample["resps"])
-        assert record.scores == {"acc": sample["acc"], "acc_norm": sample["acc_norm"]}
-        assert record.score == sample["acc"] and record.metric == "acc" and record.status is Status.SCORED
+        read = record.headline
+        assert read.scores == {"acc": sample["acc"], "acc_norm": sample["acc_norm"]}
+        assert record.score == sample["acc"] and read.metric == "acc" and record.status is Status.SCORED
         assert record.gold_index == sample["doc"]["gold"] and record.gold == sample["doc"]["choices"][record.gold_index]
-        assert record.answer == record.choices[max(range(3), key=expected.__getitem__)]
+        assert read.answer == record.choices[max(range(3), key=expected.__getitem__)]
         assert record.subject == sample["doc"]["subject"] and record.prompt == sample["doc"]["question"]
-        assert record.extractor == f"lm-eval@{version('lm-eval')}"
+        assert read.extractor == f"lm-eval@{version('lm-eval')}"
 
 
 def test_log_likelihood_is_the_definition(tiny_llama: Path, opened: Opened, items_suite: Any, ask: Ask) -> None:
@@ -123,7 +126,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("only", [item["id"] for item in ODD])
-def test_words_are_asked_as_written_under_both_protocols(
+def test_words_are_asked_as_written_on_both_rungs(
     only: str, tiny_llama: Path, opened: Opened, items_suite: Any, ask: Ask
 ) -> None:
     """Each alone, since a loader guesses types from the whole file."""

@@ -1,4 +1,4 @@
-"""Requests to a served checkpoint and what comes back, in the form in which the tests compare it."""
+"""Requests to a served checkpoint, and results in the form in which the tests compare them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from perplexity_lies.engines.endpoint import EndpointEngine
 from .server import MODEL, Service
 
 NATS = 1e-4
-UNSEEN: dict[str, Any] = {"smallest_margin": None}
-"""What a server does not tell of a reply."""
+UNSEEN: dict[str, Any] = {"smallest_margin": None, "token_ids": ()}
+"""Fields of a result that a server does not fill."""
 
 QUICK = Patience(attempts=4, first_wait_s=0.01, timeout_s=20.0)
 
@@ -65,7 +65,7 @@ def scored(engine: Engine, requests: list[ScoreRequest]) -> dict[str, ScoreResul
 
 
 def replied(engine: Engine, requests: list[GenerateRequest]) -> list[GenerateResult]:
-    """In the order of the requests, but for what only an engine that sees all logits can tell."""
+    """Results in the order of the requests, without the fields that a server does not fill."""
     found = {result.key: result for batch in engine.generate(requests) for result in batch}
     return [dataclasses.replace(found[request.key], **UNSEEN) for request in requests]
 

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server over a real torch engine, which on demand fails in the ways that servers fail.
+"""A small OpenAI-compatible server over a real torch engine, which fails on demand in the ways that servers fail.
 
 Answers are real: log-probabilities by one forward pass over the prompt, replies by the engine's own `generate`. Faults are
 planted by kind, for the requests whose prompt holds a text, a number of times or for ever.
@@ -39,7 +39,7 @@ class Fault:
 
 @dataclass
 class Service:
-    """What the server serves, and what it was asked."""
+    """What the server serves, and the requests that it received."""
 
     engine: Any
     echoes: bool = True
@@ -176,6 +176,14 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault.kind == "other JSON":
             self.send(200, b'{"choices": []}')
+        elif fault.kind == "lists":  # where the API has objects
+            reply = self.service.complete(body, chat=chat)
+            reply["usage"] = ["tokens"]
+            if reply["choices"][0]["logprobs"]:
+                reply["choices"][0]["logprobs"]["top_logprobs"] = [["a", -1.0]] * len(
+                    self.service.ids_of(body["prompt"])
+                )
+            self.send(200, json.dumps(reply).encode())
         elif fault.kind in ("no number", "nothing likeliest"):
             reply = self.service.complete(body, chat=chat)
             value = float("nan") if fault.kind == "no number" else -1.0

@@ -1,4 +1,4 @@
-"""The endpoint engine's answers are the torch engine's: of our own server over it, and of transformers' own."""
+"""The endpoint engine answers as the torch engine does: over our own test server, and over `transformers serve`."""
 
 from __future__ import annotations
 
@@ -77,14 +77,6 @@ def test_chats_where_the_tokenizer_is_not_known(torch_engine: Any, service: Serv
     assert all(path == "/v1/chat/completions" for path, _, _ in service.asked)
     with pytest.raises(MissingError, match="no log-likelihoods to give"):
         engine.score(scores_of(torch_engine))
-
-
-def test_messages_change_no_key_of_a_request_without_them() -> None:
-    plain = GenerateRequest(prompt="a", add_special_tokens=True, max_new_tokens=3)
-    assert plain.key == "0eaaff42b02ffae9125aa7b3bd125ccdf0c750822b15a758a9a3e4d5204ad135", (
-        "journals of earlier runs hold it"
-    )
-    assert dataclasses.replace(plain, messages=(("user", "a"),)).key != plain.key
 
 
 def test_a_context_that_the_server_states(torch_engine: Any, files: Path) -> None:

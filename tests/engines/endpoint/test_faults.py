@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -10,14 +12,21 @@ from typing import Any
 
 import pytest
 
-from perplexity_lies.checkpoint import client as servers
-from perplexity_lies.checkpoint.client import Patience, retry_after_s
+from perplexity_lies.checkpoint.client import (
+    LONGEST_RETRY_AFTER_S,
+    Client,
+    Failed,
+    Patience,
+    look_up,
+    parse_address,
+    retry_after_s,
+)
 from perplexity_lies.engines.base import GenerateResult
 from perplexity_lies.errors import MissingError
-from perplexity_lies.record.store import Journal
+from perplexity_lies.record.journal import Journal
 
 from .client import QUICK, assert_same_scores, connect, replied, replies_of, scored, scores_of
-from .server import FOR_EVER, Fault, Service
+from .server import FOR_EVER, MODEL, Fault, Service
 
 SHORT_S = 2.0
 """Patience for one reply where time-outs are tested."""
@@ -33,6 +42,7 @@ TRANSIENT = (
     "other JSON",
     "no number",
     "nothing likeliest",
+    "lists",
 )
 
 
@@ -90,7 +100,33 @@ def test_retry_after_in_all_its_forms() -> None:
     now = 1_800_000_000.0
     date = format_datetime(datetime.fromtimestamp(now + 7, UTC), usegmt=True)
     forms = [None, "", "3", "2.5", date, "-4", "soon", "9" * 12]
-    assert [retry_after_s(form, now) for form in forms] == [0, 0, 3, 2.5, 7, 0, 0, servers.LONGEST_RETRY_AFTER_S]
+    assert [retry_after_s(form, now) for form in forms] == [0, 0, 3, 2.5, 7, 0, 0, LONGEST_RETRY_AFTER_S]
+
+
+def test_closing_wakes_whoever_waits(service: Service) -> None:
+    """A thread that waits as long as the server wants is woken, and makes no further request."""
+    service.faults = [Fault("503", times=FOR_EVER, headers={"Retry_After": "500"})]
+    client = Client(service.url, QUICK, connections=1)
+    with ThreadPoolExecutor(1) as pool:
+        body = {"model": MODEL, "prompt": "A pear", "max_tokens": 1}
+        waiting = pool.submit(client.ask, "/completions", body, lambda reply: reply)
+        while not service.asked:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert not waiting.done()
+        client.close()
+        error = waiting.exception(timeout=5)
+    assert isinstance(error, Failed) and len(service.asked) == 1
+    with pytest.raises(Failed, match="closed"):
+        client.ask("/models", None, lambda reply: reply)
+
+
+@pytest.mark.parametrize("host", ["é_-", "xn--"])
+def test_a_host_name_that_cannot_be_one(host: str) -> None:
+    address = parse_address(f"http://{host}:80/v1#m")
+    assert address is not None
+    with pytest.raises(MissingError, match="no OpenAI-compatible server answers"):
+        look_up(address, dataclasses.replace(QUICK, attempts=1))
 
 
 def test_waits_double_up_to_a_limit_with_the_same_jitter_for_the_same_seed() -> None:
@@ -115,10 +151,15 @@ def test_a_server_that_is_gone_ends_the_run(torch_engine: Any, files: Path, serv
 
 
 def test_a_journal_does_not_keep_what_failed(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "generation.jsonl")
-    journal.add([{"key": "good", "failed": False}, {"key": "bad", "failed": True}, {"key": "old"}])
+    path = tmp_path / "generation.jsonl"
+    path.write_text('{"key": "old"}\n')
+    reply = {"text": "", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 0}
+    journal = Journal(path)
+    journal.add(
+        [GenerateResult(key="good", **reply), GenerateResult(key="bad", error="HTTP 503", failed=True, **reply)]
+    )
     assert journal.finished("bad"), "not twice in one run"
     journal.close()
-    again = Journal(tmp_path / "generation.jsonl")
+    again = Journal(path)
     assert [again.finished(key) for key in ("good", "bad", "old")] == [True, False, True]
     again.close()

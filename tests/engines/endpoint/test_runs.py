@@ -12,8 +12,9 @@ import yaml
 
 from perplexity_lies.engines import endpoint
 from perplexity_lies.errors import MissingError, UsageError
-from perplexity_lies.record.records import GENERATION, LOGLIKELIHOOD, ItemRecord, Status
+from perplexity_lies.record.records import ItemRecord, Status
 from perplexity_lies.run import evaluate
+from perplexity_lies.rungs import GENERATION, HIDDEN_GAP, LOGLIKELIHOOD
 
 from .client import NATS, QUICK
 from .server import FOR_EVER, MODEL, Fault, Service, serving
@@ -34,11 +35,11 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_item(records: list[ItemRecord]) -> dict[tuple[str, str], ItemRecord]:
-    return {(record.protocol, record.item): record for record in records}
+    return {(record.rung, record.item): record for record in records}
 
 
 def test_runs(service: Service, files: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both protocols over a server: the torch engine's records, but for the one item that the server cannot do."""
+    """Both rungs over a server: the torch engine's records, except for the items that the server cannot do."""
     monkeypatch.setattr(endpoint, "Patience", lambda: dataclasses.replace(QUICK, attempts=2))
     asked: dict[str, Any] = {"suite": suite, "out": tmp_path, "quiet": True}
     wanted = by_item(evaluate(str(files), device="cpu", dtype="float32", **asked).records())
@@ -53,18 +54,18 @@ def test_runs(service: Service, files: Path, suite: Path, tmp_path: Path, monkey
     assert found.keys() == wanted.keys()
     for place, record in found.items():
         if place[1] in ("i2", "i4"):
-            assert (record.status, record.score, record.scores) == (Status.ERRORED, 0.0, {})
+            assert (record.status, record.score, record.headline.scores) == (Status.ERRORED, 0.0, {})
             assert record.error.endswith("after 2 attempts") and record.choice_loglikelihoods_nats == ()
             assert record.prompt_sha256 == wanted[place].prompt_sha256
             continue
         pairs = zip(record.choice_loglikelihoods_nats, wanted[place].choice_loglikelihoods_nats, strict=True)
         assert all(abs(here - there) < NATS for here, there in pairs)
-        for name in ("prompt_sha256", "status", "score", "scores", "answer", "choices", "choice_is_greedy", "text"):
+        for name in ("prompt_sha256", "readings", "choices", "choice_is_greedy", "text", "gold"):
             assert getattr(record, name) == getattr(wanted[place], name)
-        for name in ("finish_reason", "prompt_tokens", "completion_tokens", "error", "extractor", "gold"):
+        for name in ("finish_reason", "prompt_tokens", "completion_tokens", "error"):
             assert getattr(record, name) == getattr(wanted[place], name)
-    assert run.manifest["checkpoint"]["kind"] == "endpoint" and run.manifest["protocols"] == [LOGLIKELIHOOD, GENERATION]
-    assert run.manifest["asked"]["engine"] == "endpoint"
+    assert run.manifest.checkpoint.kind == "endpoint" and run.manifest.rungs == (LOGLIKELIHOOD, GENERATION)
+    assert run.manifest.engine["engine"] == "endpoint"
 
     service.faults = []
     service.asked.clear()
@@ -104,26 +105,27 @@ def stop_answering_after(service: Service, count: int) -> None:
 def test_generation_alone(
     torch_engine: Any, files: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server without log-probabilities: refused for both protocols, run for one, and both run and comparison say so."""
+    """A server without log-probabilities: refused on both rungs, run on one, and both run and comparison say so."""
     from perplexity_lies.read.compare import compare_runs
     from reports.html import write
 
     asked: dict[str, Any] = {"suite": suite, "out": tmp_path, "quiet": True}
     with serving(torch_engine, echoes=False) as service:
         address = f"{service.url}#{MODEL}"
-        with pytest.raises(MissingError, match="log-likelihood protocol") as caught:
+        with pytest.raises(MissingError, match="cannot be asked under log-likelihood") as caught:
             evaluate(address, tokenizer=str(files), **asked)
         assert "the reply has no log-probabilities" in caught.value.found[0]
-        assert "--protocol generation" in caught.value.mend[0]
-        known = evaluate(address, tokenizer=str(files), protocol=GENERATION, **asked)
-        chats = evaluate(address, protocol=GENERATION, **asked)
-    assert {record.protocol for record in known.records()} == {GENERATION} == set(chats.manifest["protocols"])
+        assert "--rungs generation" in caught.value.mend[0]
+        known = evaluate(address, tokenizer=str(files), rungs=GENERATION, **asked)
+        chats = evaluate(address, rungs=GENERATION, **asked)
+    assert {record.rung for record in known.records()} == {GENERATION} == set(chats.manifest.rungs)
     assert [record.text for record in known.records()] == [record.text for record in chats.records()]
-    with pytest.raises(UsageError, match="there is no protocol 'generatoin'"):
-        evaluate(str(files), protocol="generatoin", **asked)
+    with pytest.raises(UsageError, match="there is no rung 'generatoin'"):
+        evaluate(str(files), rungs="generatoin", **asked)
     comparison = compare_runs(known.path, chats.path)
     kinds = [caution.kind for caution in comparison.cautions]
-    assert kinds.count("weights") == 2 and kinds.count("protocol") == 2 and "same checkpoint" not in kinds
-    assert comparison.tasks[0].generation is not None and comparison.overall is None
+    assert kinds.count("weights") == 2 and kinds.count("rung") == 2 and "same checkpoint" not in kinds
+    (row,) = comparison.tasks
+    assert list(row.rungs) == [GENERATION] and row.contrast(HIDDEN_GAP.name) is None
     page = write(comparison, tmp_path / "report.html") or tmp_path / "report.html"
     assert "are not fingerprinted" in Path(page).read_text(encoding="utf-8")

@@ -1,9 +1,11 @@
 """The effect of one training choice, with its uncertainty over items *and* training seeds.
 
+    effect(differences)  ->  Effect(pp=3.1, low_pp=0.4, high_pp=5.8, ...)
+
 Scores are a table of seeds by items, the same items for every seed. Two crossed random effects without replication
 (Searle, Casella & McCulloch, Variance Components, 1992, section 4.3): the variance of the grand mean is estimated by
-MS_seeds/(SI) + MS_items/(SI) - MS_rest/(SI), degrees of freedom by Satterthwaite (1946). With three seeds the interval is wide,
-and should be. Knows nothing of what was trained.
+MS_seeds/(SI) + MS_items/(SI) - MS_rest/(SI), degrees of freedom by Satterthwaite (1946). With three seeds the interval is
+wide, and should be.
 """
 
 from __future__ import annotations
@@ -13,19 +15,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-CONFIDENCE = 0.95
+from perplexity_lies.checked import Checked
+from perplexity_lies.errors import from_table
+from perplexity_lies.read.stats.estimate import CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Effect:
+class Effect(Checked):
     """A mean difference in percentage points."""
 
     pp: float
     low_pp: float
     high_pp: float
-    """95 % interval; equal to `pp` when nothing varies."""
+    """End of the 95 % interval; equals `pp` when nothing varies."""
     seeds: int
     items: int
     seed_sd_pp: float
@@ -41,11 +44,12 @@ class Effect:
 def effect(differences: NDArray[np.float64]) -> Effect:
     """The mean of `differences` [seeds, items] (scores of one arm minus another's, in [-1, 1]) and its interval.
 
-    Raises ValueError on fewer than two items.
+    Raises ValueError on fewer than two items, MissingError where scipy is not installed.
     """
     seeds, items = differences.shape
     if items < 2:
         raise ValueError("an interval needs at least two items")
+    student_t = from_table("scipy.stats:t", "an interval over items and training seeds cannot be made", "torch")
     mean = float(differences.mean())
     by_seed, by_item = differences.mean(1), differences.mean(0)
     item_part = float(by_item.var(ddof=1)) / items
@@ -57,7 +61,7 @@ def effect(differences: NDArray[np.float64]) -> Effect:
         variance = max(seed_part + item_part - rest_part, seed_part, item_part)
         spread = seed_part**2 / (seeds - 1) + item_part**2 / (items - 1)
         freedom = variance**2 / spread if spread > 0 else freedom
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(variance)
+    half = float(student_t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(variance)
     return Effect(
         pp=100 * mean,
         low_pp=100 * (mean - half),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distill.effects import effect
+from perplexity_lies.read.stats.crossed import effect
 
 
 def crossed(

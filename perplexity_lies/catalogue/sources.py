@@ -1,0 +1,211 @@
+"""Where a task's items come from: a JSONL file, a generator, or an evaluation library's own benchmark.
+
+    items: sums.jsonl                                                        a file beside the suite
+    items: {generator: miniature, task: arith}                               a function that makes them
+    items: {lm_eval: arc/arc_easy.yaml, dataset: allenai/ai2_arc}            lm-eval's documents
+    items: {evalscope: arc, dataset: allenai/ai2_arc, subset: ARC-Easy}      evalscope's samples
+
+Whatever the source, the items are then asked in their own words on every rung of the task.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import MinLen
+
+from perplexity_lies.catalogue.items import Item, item_of, read_items, refuse_same_id
+from perplexity_lies.catalogue.mirror import Mirror
+from perplexity_lies.checked import Checked, checked
+from perplexity_lies.errors import UsageError, from_table, nearest
+
+GENERATORS = {"miniature": "suites.miniature.catalogue:task_items"}
+"""Name -> `module:function`. The function takes the settings by name, raises ValueError for one that it cannot use, and gives
+items as a JSONL line holds them, as dicts or dataclasses."""
+
+GENERATORS_OF_OTHERS = "perplexity_lies.generators"
+"""Entry point group in which an installed package names generators of its own."""
+
+NO_MIRROR = Mirror(None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemSource(Checked, abc.ABC):
+    """One way to come by items."""
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """In words, for a report: `items of the suite`."""
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Hub ids that the mirror must hold; without any, `load` needs no mirror."""
+        return ()
+
+    @abc.abstractmethod
+    def load(self, mirror: Mirror = NO_MIRROR, limit: int | None = None) -> list[Item]:
+        """The first `limit` items, in order. Raises UsageError for what is not an item."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileItems(ItemSource):
+    """A JSONL file."""
+
+    path: Path
+
+    @property
+    def title(self) -> str:
+        return "items of the suite"
+
+    def load(self, mirror: Mirror = NO_MIRROR, limit: int | None = None) -> list[Item]:
+        return read_items(self.path)[:limit]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedItems(ItemSource):
+    """A function that makes items: the same ones each time for the same settings."""
+
+    generator: str
+    settings: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        return f"items of the generator {self.generator}"
+
+    def load(self, mirror: Mirror = NO_MIRROR, limit: int | None = None) -> list[Item]:
+        return _made(self.generator, self.settings, limit, self.title)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryItems(ItemSource):
+    """Question, choices and right answer out of a library's benchmark, asked without the library's prompt."""
+
+    door: ClassVar[str]
+    """`module:function` of the file that alone imports the library; called with (source, mirror, limit)."""
+
+    dataset: Annotated[str, MinLen(1)]
+    """Hub id, looked up in the mirror."""
+    id: str = ""
+    """Jinja template of an item's name over the library's fields; empty for a hash of question and choices."""
+    subject: str = ""
+    """Jinja template of the cluster for the bootstrap; empty for none."""
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return (self.dataset,)
+
+    def load(self, mirror: Mirror = NO_MIRROR, limit: int | None = None) -> list[Item]:
+        door = from_table(self.door, f"{self.title} cannot be read", "eval")
+        items: list[Item] = door(self, mirror, limit)
+        refuse_same_id(items, self.title)
+        return items
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LmEvalItems(LibraryItems):
+    """Documents of an lm-eval task."""
+
+    door: ClassVar[str] = "perplexity_lies.protocols.lm_eval_door:documents"
+
+    lm_eval: Annotated[str, MinLen(1)]
+    """A stock YAML, relative to lm-eval's `tasks/`."""
+    question: str = ""
+    """Jinja template over the document; empty for the prompt that lm-eval itself asks with."""
+
+    @property
+    def title(self) -> str:
+        return f"items of lm-eval's {self.lm_eval}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalscopeItems(LibraryItems):
+    """Samples of an evalscope benchmark, before its prompt template."""
+
+    door: ClassVar[str] = "perplexity_lies.protocols.evalscope_door:samples"
+
+    evalscope: Annotated[str, MinLen(1)]
+    """Name of a stock benchmark."""
+    subset: str = ""
+    """The one subset to read; empty for the benchmark's default list."""
+
+    @property
+    def title(self) -> str:
+        return f"items of evalscope's {self.evalscope} {self.subset}".strip()
+
+
+LIBRARIES: dict[str, type[LibraryItems]] = {"lm_eval": LmEvalItems, "evalscope": EvalscopeItems}
+"""The key that names a benchmark -> the source it belongs to."""
+
+
+def generators() -> dict[str, str]:
+    """Every generator by name: ours, and those of installed packages."""
+    others = {entry.name: entry.value for entry in entry_points(group=GENERATORS_OF_OTHERS)}
+    return {**others, **GENERATORS}
+
+
+def _made(name: str, settings: Mapping[str, Any], limit: int | None, where: str) -> list[Item]:
+    """The items of a generator, which raises ValueError for settings that it cannot use. Raises UsageError led by `where`."""
+    known = generators()
+    if name not in known:
+        raise UsageError(
+            f"{where}: there is no generator {name!r}{nearest(name, known)}",
+            found=f"generators: {', '.join(known)}",
+            mend="items: {generator: NAME, ...}",
+        )
+    make = from_table(known[name], f"{where}: the generator {name!r} cannot run", "all")
+    takes = inspect.signature(make)
+    try:
+        bound = takes.bind(**settings)
+    except TypeError as error:
+        raise _unfit(where, name, error, takes) from error
+    try:
+        made = list(itertools.islice(make(*bound.args, **bound.kwargs), limit))
+    except ValueError as error:
+        raise _unfit(where, name, error, takes) from error
+    plain = (item if isinstance(item, dict) else dataclasses.asdict(item) for item in made)
+    items = [item_of(raw, f"{where}: item {number} of the generator {name!r}") for number, raw in enumerate(plain, 1)]
+    refuse_same_id(items, where)
+    return items
+
+
+def _unfit(where: str, name: str, error: Exception, takes: inspect.Signature) -> UsageError:
+    return UsageError(
+        f"{where}: the generator {name!r} does not take these settings",
+        found=str(error),
+        mend=f"settings: {', '.join(takes.parameters)}",
+    )
+
+
+def read_source(raw: str | Mapping[str, Any], where: str, folder: Path) -> tuple[ItemSource, list[Item] | None]:
+    """What stands under `items:` in a suite in `folder`: the source, and its items where no dataset is needed to have them.
+
+    Raises UsageError led by `where`.
+    """
+    if isinstance(raw, str):
+        file = folder / raw
+        if not file.is_file():
+            raise UsageError(
+                f"{where}: its items are not there", found=str(file), mend="`items:` is relative to the suite file"
+            )
+        return FileItems(path=file.resolve()), read_items(file, where)
+    kinds = [key for key in ("generator", *LIBRARIES) if key in raw]
+    if len(kinds) != 1:
+        raise UsageError(
+            f"{where}: `items:` names one of `generator`, {', '.join(f'`{key}`' for key in LIBRARIES)}",
+            found=f"keys: {', '.join(map(str, raw)) or 'none'}",
+            mend="items: FILE.jsonl, or items: {generator: NAME}",
+        )
+    if kinds == ["generator"]:
+        settings = {key: value for key, value in raw.items() if key != "generator"}
+        source = checked(GeneratedItems, {"generator": raw["generator"], "settings": settings}, f"{where}, items")
+        return source, _made(source.generator, source.settings, None, where)
+    return checked(LIBRARIES[kinds[0]], dict(raw), f"{where}, items"), None

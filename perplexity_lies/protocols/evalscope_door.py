@@ -1,0 +1,345 @@
+"""The door to evalscope, and the only file that imports it: its own benchmarks, prompts and judging over our engine.
+
+evalscope asks a model one sample at a time from a pool of threads. So that the engine sees all requests at once, the
+benchmark's own loader is run first and its samples are put to the engine together; evalscope's task runner is then given a
+`ModelAPI` that answers from the journal. A call that was not foreseen (a second turn) is answered on the spot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from evalscope import TaskConfig, run_task
+from evalscope.api.benchmark import BenchmarkMeta, DefaultDataAdapter
+from evalscope.api.dataset import DatasetDict, MemoryDataset, Sample
+from evalscope.api.messages import ChatMessage, ChatMessageAssistant
+from evalscope.api.metric import Score
+from evalscope.api.model import ChatCompletionChoice, GenerateConfig, ModelAPI, ModelOutput, ModelUsage
+from evalscope.api.registry import get_benchmark, register_benchmark
+from evalscope.constants import HubType
+
+from perplexity_lies.catalogue.items import Item, dump_items, read_items
+from perplexity_lies.catalogue.mirror import Mirror
+from perplexity_lies.catalogue.sources import EvalscopeItems
+from perplexity_lies.catalogue.tasks import Suite
+from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
+from perplexity_lies.errors import UsageError
+from perplexity_lies.extract.base import EXACT_MATCH, letter
+from perplexity_lies.extract.pattern import Pattern
+from perplexity_lies.protocols.base import (
+    Context,
+    answer_all,
+    fill,
+    item_name,
+    library_item,
+    refuse_twins,
+)
+from perplexity_lies.protocols.evalscope_reviews import Pass, Question, read_reviews, record_of
+from perplexity_lies.protocols.generation import Generation
+from perplexity_lies.record.records import ItemRecord
+
+ITEMS_BENCHMARK = "plies_items"
+"""Our own benchmark: items asked as they stand, judged by an exact match of what a pattern finds."""
+
+EVALSCOPE_LOADING_ERRORS = (ValueError, KeyError, OSError, AssertionError)
+"""What evalscope raises for a benchmark that it cannot load."""
+
+
+class EngineAPI(ModelAPI):
+    """evalscope's view of an engine: calls are answered from the journal."""
+
+    def __init__(self, engine: Engine, wanted: Pass) -> None:
+        super().__init__(model_name="plies", config=GenerateConfig())
+        self._engine, self._context, self._task = engine, wanted.context, wanted.task
+        self._settings, self._seed = wanted.settings, wanted.seed
+        self._lock = threading.Lock()
+
+    def request(self, messages: Sequence[Message]) -> GenerateRequest:
+        """The engine's request for a chat. Its seed depends on the chat, not on the order of calls."""
+        prompt, settings = self._engine.render_chat(messages), self._settings
+        return GenerateRequest(
+            prompt=prompt,
+            add_special_tokens=not self._engine.has_chat_template,
+            max_new_tokens=settings.max_new_tokens,
+            stop=settings.stop,
+            sampling=settings.sampling,
+            seed=int.from_bytes(hashlib.sha256(f"{self._seed}\n{prompt}".encode()).digest()[:4], "big")
+            if settings.temperature
+            else 0,
+            messages=tuple((m["role"], m["content"]) for m in messages) if self._engine.takes_messages else (),
+        )
+
+    def answer(self, messages: Sequence[Message]) -> GenerateResult:
+        """The reply to a chat, from the journal or, when it was not foreseen, from the engine."""
+        request = self.request(messages)
+        with self._lock:
+            if not self._context.journal.finished(request.key):
+                answer_all(self._context, f"{self._task} (one more turn)", [request], self._engine.generate)
+            return GenerateResult(**self._context.journal.get(request.key))
+
+    def generate(self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
+        """The reply as evalscope takes it; one that could not be had is empty, and the record says why."""
+        reply = self.answer(plain_messages(input))
+        choice = ChatCompletionChoice(
+            message=ChatMessageAssistant(content=reply.text, model=self.model_name, source="generate"),
+            stop_reason="max_tokens" if reply.finish_reason == "length" else "stop",
+        )
+        usage = ModelUsage(
+            input_tokens=reply.prompt_tokens,
+            output_tokens=reply.completion_tokens,
+            total_tokens=reply.prompt_tokens + reply.completion_tokens,
+        )
+        return ModelOutput(model=self.model_name, choices=[choice], usage=usage)
+
+
+def plain_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """evalscope's messages as transformers' chat templates take them."""
+    return [{"role": message.role, "content": message.text} for message in messages]
+
+
+def ask_evalscope(kind: type[Generation], engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
+    """Records of every item of `suite` under evalscope, task by task and seed by seed in the suite's order.
+
+    Raises UsageError for a benchmark that evalscope does not have or cannot load.
+    """
+    plans = []
+    for task in suite.tasks:
+        settings = kind.of(task)
+        items = tuple(task.items.load(context.mirror, context.limit)) if task.items is not None else None
+        for seed in settings.seeds:
+            wanted = Pass(task=task.name, settings=settings, seed=seed, context=context, items=items)
+            api = EngineAPI(engine, wanted)
+            plans.append((wanted, api, _foresee(wanted, api)))
+    requests = [api.request(question.messages) for _, api, questions in plans for question in questions]
+    answer_all(context, "generation", requests, engine.generate)
+    records: list[ItemRecord] = []
+    for wanted, api, questions in plans:
+        records += _judge(wanted, api, questions)
+    refuse_twins(records, kind, suite)
+    return records
+
+
+def _dataset(folder: Path, subset: str) -> dict[str, Any]:
+    """evalscope's arguments for a dataset in the mirror."""
+    return {"local_path": str(folder), **({"subset_list": [subset]} if subset else {})}
+
+
+def _config(wanted: Pass, model: Any, work: Path) -> TaskConfig:
+    """Stock evalscope settings but for what the suite states."""
+    settings, items = wanted.settings, wanted.items
+    own: dict[str, Any] = {"few_shot_num": settings.num_fewshot}
+    if items is not None:
+        file = work / "items.jsonl"
+        file.write_text(dump_items(items), encoding="utf-8")
+        own |= {"local_path": str(file), "extra_params": {"extract": settings.extract}}
+    else:
+        own |= _dataset(wanted.context.mirror.folder(settings.dataset), settings.subset)
+    name = ITEMS_BENCHMARK if items is not None else settings.evalscope
+    return TaskConfig(
+        model=model,
+        model_id="plies",
+        datasets=[name],
+        dataset_args={name: own},
+        dataset_hub=HubType.LOCAL,
+        generation_config={"max_tokens": settings.max_new_tokens, "temperature": settings.temperature},
+        limit=wanted.context.limit,
+        eval_batch_size=1,
+        seed=42 + wanted.seed,
+        work_dir=str(work),
+        no_timestamp=True,
+        collect_perf=False,
+    )
+
+
+def _foresee(wanted: Pass, api: EngineAPI) -> list[Question]:
+    """What evalscope will ask, by the benchmark's own loader."""
+    with tempfile.TemporaryDirectory(prefix="plies-evalscope-") as work:
+        loaded, questions = _load(_config(wanted, api, Path(work)), f"task {wanted.task!r}")
+        return [_question(sample, subset, questions, wanted) for subset, samples in loaded for sample in samples]
+
+
+Texts = dict[tuple[str, int], str]
+"""(subset, index) -> the question as it was before the prompt template."""
+
+
+def _load(config: TaskConfig, where: str) -> tuple[list[tuple[str, list[Sample]]], Texts]:
+    """The samples of a benchmark by subset, and their questions. Raises UsageError for one that evalscope cannot load."""
+    name = config.datasets[0]
+    try:
+        adapter = get_benchmark(name, config)
+    except ValueError as error:
+        raise UsageError(
+            f"{where}: evalscope has no benchmark {name!r}", found=str(error).splitlines()[0][:200],
+            mend="a name from `evalscope benchmark-info --list`",
+        ) from error  # fmt: skip
+    texts = _keep_questions(adapter)
+    try:
+        return [(subset, list(samples)) for subset, samples in adapter.load_dataset().items()], texts
+    except EVALSCOPE_LOADING_ERRORS as error:
+        raise UsageError(
+            f"{where}: evalscope cannot load {name!r}", found=" ".join(str(error).split())[:300],
+            mend="check `subset:` and the dataset's folder in the mirror",
+        ) from error  # fmt: skip
+
+
+def _keep_questions(adapter: DefaultDataAdapter) -> Texts:
+    """Questions as they were before the prompt template, filled when the adapter loads."""
+    questions: Texts = {}
+    load = adapter.load
+
+    def load_and_keep() -> Any:
+        test, shots = load()
+        for subset, samples in test.items():
+            questions.update({(subset, sample.id): sample.input for sample in samples if isinstance(sample.input, str)})
+        return test, shots
+
+    adapter.load = load_and_keep
+    return questions
+
+
+def _fields(sample: Sample, subset: str, texts: Texts) -> dict[str, Any]:
+    """What a suite's templates may use."""
+    last = sample.input if isinstance(sample.input, str) else sample.input[-1].text
+    return {
+        "question": texts.get((subset, sample.id), last),
+        "choices": sample.choices or [],
+        "target": sample.target,
+        "subset": subset,
+        "metadata": sample.metadata or {},
+    }
+
+
+def _target(sample: Sample) -> str:
+    return sample.target if isinstance(sample.target, str) else " | ".join(sample.target)
+
+
+def _gold_index(target: str, choices: Sequence[str]) -> int:
+    """Index of the right choice, of which evalscope gives the letter or the text; -1 where neither can be told."""
+    letters = [letter(index) for index in range(len(choices))]
+    if target in letters:
+        return letters.index(target)
+    return list(choices).index(target) if list(choices).count(target) == 1 else -1
+
+
+def _question(sample: Sample, subset: str, texts: Texts, wanted: Pass) -> Question:
+    settings, index = wanted.settings, int(sample.id)
+    fields = _fields(sample, subset, texts)
+    target, choices = _target(sample), tuple(sample.choices or ())
+    gold_index = _gold_index(target, choices)
+    if wanted.items is not None:
+        own = wanted.items[index]
+        fields, choices, gold_index = asdict(own), own.choices, own.gold
+    return Question(
+        subset=subset,
+        index=index,
+        item=item_name(settings.item, fields, wanted.where),
+        subject=fill(settings.subject, fields, wanted.where) if settings.subject else "",
+        messages=plain_messages(sample.input),
+        target=target,
+        choices=choices,
+        gold_index=gold_index,
+    )
+
+
+def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[ItemRecord]:
+    """Run evalscope's task runner over the answers and read its reviews back."""
+    with tempfile.TemporaryDirectory(prefix="plies-evalscope-") as folder:
+        work = Path(folder)
+        with wanted.context.reporter.step(f"evalscope judges {wanted.task}"):
+            run_task(_config(wanted, api, work))
+        reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
+    readers = wanted.settings.readers()
+    records = []
+    for question in questions:
+        reply, review = api.answer(question.messages), reviews.get((question.subset, question.index))
+        record = record_of(question, reply, review, wanted)
+        if readers:
+            ours = tuple(reader.read(record) for reader in readers)
+            record = replace(record, readings=ours if wanted.items is not None else (*record.readings, *ours))
+        records.append(record)
+    return records
+
+
+@register_benchmark(
+    BenchmarkMeta(
+        name=ITEMS_BENCHMARK,
+        pretty_name="items of a plies suite",
+        description="Items asked as they stand, judged by an exact match of what a regex extracts.",
+        dataset_id="",
+        metric_list=[EXACT_MATCH],
+        few_shot_num=0,
+        eval_split="test",
+        prompt_template="{question}",
+        extra_params={"extract": {"type": "str", "description": "Regex whose first group is the answer.", "value": ""}},
+    )
+)
+class ItemsAdapter(DefaultDataAdapter):
+    """Items of a suite's own; the question is asked as it stands."""
+
+    def load(self) -> tuple[DatasetDict, None]:
+        path = Path(self.dataset_id)
+        samples = [
+            Sample(
+                id=index,
+                group_id=index,
+                input=item.question,
+                target=item.target,
+                metadata={"id": item.id, "subject": item.subject},
+            )
+            for index, item in enumerate(read_items(path)[: self.limit])
+        ]
+        return DatasetDict({"default": MemoryDataset(samples, name=path.stem)}), None
+
+    def extract_answer(self, prediction: str, task_state: Any) -> str:
+        found = Pattern(self.extra_params["extract"], {}).search(prediction)
+        return found.answer if found is not None else ""
+
+    def match_score(self, original_prediction: str, filtered_prediction: str, reference: str, task_state: Any) -> Score:
+        """To the letter: evalscope's own `exact_match` does not see case, in which two answers may differ."""
+        value = {EXACT_MATCH: float(filtered_prediction == reference)}
+        return Score(
+            value=value,
+            main_score_name=EXACT_MATCH,
+            extracted_prediction=filtered_prediction,
+            prediction=original_prediction,
+        )
+
+
+def samples(source: EvalscopeItems, mirror: Mirror, limit: int | None) -> list[Item]:
+    """Question, choices and right answer of a benchmark's samples as its loader makes them, of the first `limit`.
+
+    Raises UsageError for a benchmark that evalscope does not have or cannot load.
+    """
+    with tempfile.TemporaryDirectory(prefix="plies-evalscope-") as work:
+        config = TaskConfig(
+            model="none",
+            datasets=[source.evalscope],
+            dataset_args={
+                source.evalscope: {"few_shot_num": 0} | _dataset(mirror.folder(source.dataset), source.subset)
+            },
+            dataset_hub=HubType.LOCAL,
+            limit=limit,
+            work_dir=work,
+            no_timestamp=True,
+        )
+        loaded, texts = _load(config, source.title)
+    flat = [(sample, subset) for subset, of_subset in loaded for sample in of_subset]
+    return [_item(sample, subset, texts, source) for sample, subset in flat[:limit]]
+
+
+def _item(sample: Sample, subset: str, texts: Texts, source: EvalscopeItems) -> Item:
+    fields, choices, target = _fields(sample, subset, texts), sample.choices or [], _target(sample)
+    gold = _gold_index(target, choices)
+    if choices and gold < 0:
+        raise UsageError(
+            f"{source.title} cannot be asked as items", found=f"the target {target[:80]!r} is none of the choices",
+            mend="a benchmark with one right choice",
+        )  # fmt: skip
+    right = choices[gold] if choices else target
+    return library_item(source, fields, question=fields["question"], choices=choices, gold=gold, target=right)

@@ -1,0 +1,129 @@
+"""What evalscope made of a reply, in our words: the reviews that its task runner leaves on disk -> `ItemRecord`.
+
+Does not import evalscope; `evalscope_door` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from perplexity_lies.catalogue.items import Item
+from perplexity_lies.digests import canonical_json, sha256_text
+from perplexity_lies.engines.base import GenerateResult, Message
+from perplexity_lies.errors import UsageError
+from perplexity_lies.extract.base import status_of
+from perplexity_lies.protocols.base import Context, refuse_scale
+from perplexity_lies.protocols.generation import Generation
+from perplexity_lies.record.records import ItemRecord, Reading, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One task with one seed: what evalscope is run on at a time."""
+
+    task: str
+    settings: Generation
+    seed: int
+    context: Context
+    items: tuple[Item, ...] | None
+    """What an `items:` task asks; None for a benchmark of evalscope's."""
+
+    @property
+    def where(self) -> str:
+        return f"task {self.task!r}, {self.settings.rung}"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A sample as the benchmark's loader made it."""
+
+    subset: str
+    index: int
+    """evalscope's own index of the sample within its subset."""
+    item: str
+    subject: str
+    messages: list[Message]
+    target: str
+    choices: tuple[str, ...] = ()
+    gold_index: int = -1
+
+
+def read_reviews(work: Path, subsets: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(subset, review) of every file under reviews/: evalscope names them `<benchmark>_<subset>.jsonl`."""
+    for path in sorted((work / "reviews").rglob("*.jsonl")):
+        subset = max((s for s in subsets if path.stem.endswith(s)), key=len, default=path.stem)
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield subset, json.loads(line)
+
+
+def record_of(question: Question, reply: GenerateResult, review: dict[str, Any] | None, wanted: Pass) -> ItemRecord:
+    """A reply and evalscope's review of it in our words."""
+    error, reading = _reading(reply, review, wanted)
+    margin = reply.smallest_margin
+    return ItemRecord(
+        task=wanted.task,
+        subject=question.subject,
+        item=question.item,
+        rung=wanted.settings.rung,
+        seed=wanted.seed,
+        prompt=question.messages[-1]["content"] if len(question.messages) == 1 else _transcript(question.messages),
+        prompt_sha256=sha256_text(canonical_json(question.messages)),
+        gold=question.target,
+        choices=question.choices,
+        gold_index=question.gold_index,
+        readings=(reading,),
+        text=reply.text,
+        token_ids=tuple(reply.token_ids),
+        finish_reason=reply.finish_reason if not reply.error else "",
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        truncated_prompt_tokens=reply.truncated_tokens,
+        beyond_context_tokens=reply.beyond_context_tokens,
+        fragile=margin is not None and margin <= wanted.context.rounding.margin,
+        error=error,
+    )
+
+
+def _reading(reply: GenerateResult, review: dict[str, Any] | None, wanted: Pass) -> tuple[str, Reading]:
+    """Why there is no score (empty where there is one), and what evalscope read.
+
+    Raises UsageError for a metric that evalscope does not give, or that is no share.
+    """
+    metric = wanted.settings.metric
+    score = review["sample_score"]["score"] if review is not None else {}
+    values = {
+        name: float(value) for name, value in (score.get("value") or {}).items() if isinstance(value, int | float)
+    }
+    error = reply.error or ("" if review is not None else "evalscope gave no review of this item")
+    if not error and metric not in values and score.get("status", "success") != "success":
+        why = score.get("explanation") or (score.get("metadata") or {}).get(metric) or "no reason given"
+        error = f"evalscope could not score the reply: {why}"
+    extractor = f"evalscope@{version('evalscope')}"
+    if error:
+        status = Status.REFUSED if reply.error and not reply.failed else Status.ERRORED
+        return error, Reading(extractor=extractor, status=status, score=0.0, metric=metric)
+    if metric not in values:
+        raise UsageError(
+            f"{wanted.where}: evalscope gives no metric {metric!r}",
+            found=f"metrics: {', '.join(values) or 'none'}", mend="mend `metric:`",
+        )  # fmt: skip
+    refuse_scale(wanted.task, wanted.settings.rung, metric, values[metric])
+    answer = str(score.get("extracted_prediction") or "").strip()
+    return "", Reading(
+        extractor=extractor,
+        status=status_of(reply.text, reply.finish_reason, answer),
+        score=values[metric],
+        metric=metric,
+        scores=values,
+        answer=answer,
+    )
+
+
+def _transcript(messages: Sequence[Message]) -> str:
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
