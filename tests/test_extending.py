@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("perplexity_lies", "suites", "reports", "distill")
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"(?:#|\{#) file (\S+)")
+FILE = re.compile(r"(?:#|\{#) file (\S+)(?: #\})?")
 ROW = re.compile(r"# row of (\w+) in (\S+)")
 
 
