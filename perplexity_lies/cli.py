@@ -54,9 +54,9 @@ CHECKPOINT = "Directory, hub id\\[@revision], builtin:teacher, or http://HOST:PO
 SuiteOption = Annotated[str, typer.Option("--suite", help="Name (see `plies suites`) or YAML file.")]
 
 
-@app.command(epilog="plies compare Qwen/Qwen3-0.6B ./student --suite smoke --data ./hub --limit 200")
+@app.command("compare", epilog="plies compare Qwen/Qwen3-0.6B ./student --suite smoke --data ./hub --limit 200")
 @with_options(RunOptions, *RUN_OPTIONS)
-def compare(
+def compare_command(
     teacher: Annotated[str, typer.Argument(help=CHECKPOINT)],
     students: Annotated[list[str], typer.Argument(help="One or more, likewise.", metavar="STUDENT...")],
     suite: SuiteOption,
@@ -69,9 +69,11 @@ def compare(
     _show(found, _folder(options.out, found))
 
 
-@app.command(epilog="plies evaluate http://localhost:8000/v1#MODEL --tokenizer ORG/NAME --suite smoke --data ./hub")
+@app.command(
+    "evaluate", epilog="plies evaluate http://localhost:8000/v1#MODEL --tokenizer ORG/NAME --suite smoke --data ./hub"
+)
 @with_options(RunOptions, *RUN_OPTIONS)
-def evaluate(
+def evaluate_command(
     checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)], suite: SuiteOption, options: RunOptions
 ) -> None:
     """Measure one CHECKPOINT on every rung into a run directory."""
@@ -80,8 +82,8 @@ def evaluate(
     typer.echo(run_one(checkpoint, suite=suite, **_fields(options)).path)
 
 
-@app.command(epilog="plies report RUN_OF_TEACHER RUN_OF_STUDENT RUN_OF_ANOTHER")
-def report(
+@app.command("report", epilog="plies report RUN_OF_TEACHER RUN_OF_STUDENT RUN_OF_ANOTHER")
+def report_command(
     paths: Annotated[list[Path], typer.Argument(help="A comparison.json, or run directories: TEACHER STUDENT...")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for comparison.json and report.html.")] = None,
 ) -> None:
@@ -97,8 +99,8 @@ def report(
         _show(load_comparison(file), out or file.parent)
 
 
-@app.command(epilog="plies reread plies-out/runs/smoke-student-... --extractor strict")
-def reread(
+@app.command("reread", epilog="plies reread plies-out/runs/smoke-student-... --extractor strict")
+def reread_command(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     extractor: Annotated[str, typer.Option("--extractor", help="NAME, or NAME=ARGUMENT (see docs/extending.md).")],
     headline: Annotated[
@@ -114,8 +116,8 @@ def reread(
     typer.echo("plies report RUN RUN shows both readings side by side")
 
 
-@app.command()
-def gate(
+@app.command("gate")
+def gate_command(
     comparison: Annotated[Path, typer.Argument(help="A comparison.json.")],
     margin: Annotated[float, typer.Option("--margin", help="Largest generation loss allowed, in percentage points.")],
 ) -> None:
@@ -130,9 +132,11 @@ def gate(
     raise typer.Exit(verdicts[0].exit_code)
 
 
-@app.command()
+@app.command("suites")
 @with_options(RunOptions, "data")
-def suites(options: RunOptions, name: Annotated[str | None, typer.Argument(help="One suite, in full.")] = None) -> None:
+def suites_command(
+    options: RunOptions, name: Annotated[str | None, typer.Argument(help="One suite, in full.")] = None
+) -> None:
     """List the suites, or show one: its tasks, how each is asked, and its datasets."""
     from perplexity_lies.catalogue.mirror import open_mirror
     from perplexity_lies.catalogue.suite import catalogue, load_suite
@@ -152,9 +156,9 @@ def suites(options: RunOptions, name: Annotated[str | None, typer.Argument(help=
             typer.echo(f"# {dataset}: {'; '.join(error.mend)}")
 
 
-@app.command()
+@app.command("demo")
 @with_options(RunOptions, "out", "limit")
-def demo(options: RunOptions) -> None:
+def demo_command(options: RunOptions) -> None:
     """Compare the embedded teacher with its distilled student, here and now, with no network."""
     from perplexity_lies.api import compare as run_all
 
@@ -162,9 +166,9 @@ def demo(options: RunOptions) -> None:
     _show(found, _folder(options.out, found))
 
 
-@app.command(epilog="plies doctor ./student")
+@app.command("doctor", epilog="plies doctor ./student")
 @with_options(RunOptions, *ENGINE_OPTIONS)
-def doctor(
+def doctor_command(
     options: RunOptions,
     checkpoint: Annotated[
         str | None, typer.Argument(help="Ask the engine that loads this one whether its numbers can be believed.")
@@ -192,10 +196,11 @@ def doctor(
 
 
 @app.command(
+    "distill",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )
-def distill(context: typer.Context) -> None:
+def distill_command(context: typer.Context) -> None:
     """Make students: stages, layer selection, recipes (plies distill --help)."""
     from perplexity_lies.in_the_loop import measurer
 

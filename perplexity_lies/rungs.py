@@ -34,7 +34,7 @@ class Rung:
     home: str
     """`module:class` of the rung's settings and of the function that asks."""
     colour: str
-    """Of its points and lines, told apart with any colour vision."""
+    """Colour of its points and lines, told apart with any colour vision."""
     symbol: str
     """plotly's name of its marker."""
 

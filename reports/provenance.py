@@ -11,7 +11,7 @@ from perplexity_lies.read.numbers import Side
 
 IDENTIFIERS = 200
 """Items named in a group that is left out of a number; the rest stand in comparison.json."""
-SECTIONS = ("checkpoint", "suite", "datasets", "engine", "settings", "guard", "versions", "tasks", "rounding", "run")
+SHOWN = ("checkpoint", "suite", "datasets", "engine", "settings", "guard", "versions", "tasks", "rounding", "run")
 """Parts of a manifest, in this order; `run` is what the comparison itself says of a side."""
 
 
@@ -35,7 +35,7 @@ def _lines(side: Side, section: str) -> dict[str, str]:
 def context(comparison: Comparison) -> dict[str, Any]:
     """What the section's template is filled with: by section lines of a key and one text a side."""
     sections = []
-    for section in SECTIONS:
+    for section in SHOWN:
         sides = [_lines(side, section) for side in comparison.sides]
         keys = list(dict.fromkeys(key for side in sides for key in side))
         if keys:

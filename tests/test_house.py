@@ -21,6 +21,8 @@ MOST_FUNCTION_LINES = 60
 
 SHARED_NAMES: dict[str, str] = {
     "T": "a type variable",
+    "context": "what a section of the page is filled with, one function a section",
+    "logger": "the module's own logger, by the habit of the standard library",
     "render": "what a page or a finding looks like on a terminal, beside what it shows",
 }
 """Public name that several modules of one package bear, and why."""

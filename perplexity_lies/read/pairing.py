@@ -143,7 +143,7 @@ def pair(task: str, rung: str, sides: Sequence[Records], labels: Sequence[str]) 
     return paired, [Unpaired(task=task, what=rung, reason=why, items=tuple(left[why])) for why in sorted(left)]
 
 
-def reread(paired: Paired, extractor: str, records: Sequence[dict[str, list[Seen]]]) -> Paired:
+def read_by(paired: Paired, extractor: str, records: Sequence[dict[str, list[Seen]]]) -> Paired:
     """The same items scored by another extractor; those that it did not read on every side are left out."""
     kept = [
         i

@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from perplexity_lies.read.numbers import OVERALL, Bootstrap, RungRow, SideScore, TaskRow, Unpaired
-from perplexity_lies.read.pairing import Paired, Records, Seen, both, pair, reread
+from perplexity_lies.read.pairing import Paired, Records, Seen, both, pair, read_by
 from perplexity_lies.read.stats.bootstrap import CONTRAST_WEIGHTS, GAP_WEIGHTS, Floats, Stratum, estimate, resample
 from perplexity_lies.read.stats.paired import flips, mcnemar_p
 from perplexity_lies.record.manifest import RungFacts, TaskFacts
@@ -106,7 +106,7 @@ def _other_readings(row: RungRow, task: str, paired: Paired, sides: Sequence[Rec
     names = {name for records in every for seen in records for name in list(seen.readings)[1:]}
     found = {}
     for name in sorted(names):
-        again = reread(paired, name, by_item)
+        again = read_by(paired, name, by_item)
         if again.items:
             strata = _strata(task, again.scores, again.subjects, len(sides), bootstrap)
             found[name] = _side_scores(Sample([[stratum] for stratum in strata], every), name)

@@ -87,14 +87,14 @@ class ItemRecord(Checked):
     readings: tuple[Reading, ...]
     """One or more; the first is the headline."""
     choice_loglikelihoods_nats: tuple[float, ...] = ()
-    """Of each choice, where choices were ranked."""
+    """One a choice, where choices were ranked."""
     choice_is_greedy: tuple[bool, ...] = ()
     text: str = ""
     """The raw reply, where one was written."""
     token_ids: tuple[int, ...] = ()
-    """Of the reply; empty where a server does not tell."""
+    """The reply as the checkpoint wrote it; empty where a server does not tell."""
     finish_reason: str = ""
-    """Of this very row: `stop` (end token), `stop_string`, `length` (budget)."""
+    """Why this very row ended: `stop` (end token), `stop_string`, `length` (budget)."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     truncated_prompt_tokens: int = 0
