@@ -1,6 +1,7 @@
 # Every target makes .venv when it is absent and installs what it needs, once for each pyproject.toml and constraints.txt.
-#   make demo            teacher against student, both protocols: the gap table and report.html
-#   make test            every test but those that need a GPU
+#   make demo            teacher against student, ranked and generated: the gap table and report.html
+#   make test            the fast tests: under ten minutes on two cores
+#   make test-all        the fast tests, then the long proofs (kills, whole distillations); no GPU needed
 #   make check           lint, format, types, import rules
 #   make bench           the scripts under benchmarks/
 #   make gpu-check       tests and benchmarks that need a CUDA device; exit code 3 where there is none
@@ -20,7 +21,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 SOURCES := perplexity_lies suites reports distill
 BENCHES = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: demo test check bench gpu-check embedded-pair clean
+.PHONY: demo test test-slow test-all check bench gpu-check embedded-pair clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -46,6 +47,11 @@ demo: $(VENV)/.all
 # Two processes of one thread each: torch's own threads gain nothing at the size of the tests' models.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu"
+
+test-all: test test-slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -112,6 +112,7 @@ def torchrun(*arguments: str) -> None:
     assert agent.returncode == 0, said[-3000:]
 
 
+@pytest.mark.slow
 def test_two_processes_end_on_what_one_ends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torchrun(str(tmp_path))
     monkeypatch.syspath_prepend(str(Path(__file__).parent))

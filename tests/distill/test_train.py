@@ -104,6 +104,7 @@ def steps_saved(directory: Path) -> int:
     return max((int(path.stem.partition("-")[2]) for path in saved_states(directory)), default=0)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
     plain, killed = tmp_path / "plain", tmp_path / "killed"
     worker = start_worker(plain, tmp_path / "plain.pt")
