@@ -32,6 +32,11 @@ LACKING = ("missing", "missing_argument", "missing_keyword_only_argument")
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 """pydantic's types of two faults that are about a key, not about a value."""
 
+EXAMPLES = {
+    "integer": "1", "number": "0.1", "boolean": "true", "list": "[...]", "mapping": "{...}", "string": "text",
+}  # fmt: skip
+"""Word of a message -> a value that would fit."""
+
 T = TypeVar("T")
 
 
@@ -98,7 +103,17 @@ def _explained(kind: Any, raw: Any, where: str, mend: str, error: ValidationErro
     words = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected", "")))
     near = nearest(fault["input"], words) if isinstance(fault["input"], str) else ""
     asked = f"{_joined(where, _spelled(path))} {wanted}{near}"
-    return UsageError(asked, found=_shown(fault["input"]), mend=mend or "mend that value")
+    return UsageError(asked, found=_shown(fault["input"]), mend=mend or _example(path, wanted, words))
+
+
+def _example(path: Sequence[str | int], wanted: str, words: Sequence[str]) -> str:
+    """What could stand there: `rows: 1`."""
+    key = next((step for step in reversed(path) if isinstance(step, str)), "")
+    bound = re.search(r"equal to (-?[\d.]+)", wanted)
+    fitting = [example for kind, example in EXAMPLES.items() if kind in wanted]
+    value = next(iter([*words, *([bound[1]] if bound else fitting)]), "")
+    shown = f"[{value}, ...]" if path and isinstance(path[-1], int) and value else value
+    return f"{key}: {shown}" if key and value else "another value there"
 
 
 def _shown(value: Any) -> str:

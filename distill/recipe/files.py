@@ -83,6 +83,12 @@ def _set(raw: dict[str, Any], path: str, value: Any) -> None:
             for other in {"steps": ("tokens",), "tokens": ("steps",)}.get(rest, ()):
                 stage.pop(other, None)
             stage[rest] = value
+    elif named and not rest:
+        raise UsageError(
+            f"--set {path}: a stage is changed by its keys",
+            found=repr(value)[:80],
+            mend=(f"--set {path}.lr=1.0e-3", f"--set {path}=null takes the stage out"),
+        )
     elif first == "teacher" and not rest and isinstance(value, str):
         raw["teacher"] = value
         for stage in [stage for stage in stages if stage.get("kind") == "pretrain"]:
