@@ -51,7 +51,7 @@ def _of_score(task: str, row: RungRow, found: SideScore, label: str) -> Iterator
         yield Caution(kind="beyond context", task=task, text=text)
 
 
-def _of_row(row: TaskRow, labels: Sequence[str]) -> Iterator[Caution]:
+def _of_row(row: TaskRow, labels: Sequence[str], overall: TaskRow | None) -> Iterator[Caution]:
     for found in row.rungs.values():
         yield from _of_room(row.task, found)
     for found in row.rungs.values():
@@ -63,7 +63,7 @@ def _of_row(row: TaskRow, labels: Sequence[str]) -> Iterator[Caution]:
     if 1 < row.subjects < FEW_CLUSTERS:
         text = f"clustered by only {row.subjects} subjects: the intervals are likely too narrow"
         yield Caution(kind="few clusters", task=row.task, text=text)
-    yield from _of_contrasts(row)
+    yield from _of_contrasts(row, overall)
     if not row.rungs:
         yield Caution(kind="unpaired", task=row.task, text="no item is paired: the task has no numbers")
 
@@ -84,7 +84,7 @@ def _of_room(task: str, row: RungRow) -> Iterator[Caution]:
         yield Caution(kind="floor", task=task, text=text)
 
 
-def _of_contrasts(row: TaskRow) -> Iterator[Caution]:
+def _of_contrasts(row: TaskRow, overall: TaskRow | None) -> Iterator[Caution]:
     for contrast in CONTRASTS:
         found = row.contrast(contrast.name)
         counts = {row.rungs[rung].n for rung in (contrast.of, contrast.minus) if rung in row.rungs}
@@ -93,7 +93,9 @@ def _of_contrasts(row: TaskRow) -> Iterator[Caution]:
             yield Caution(kind="unpaired", task=row.task, text=text)
         elif found is None and row.rungs:
             only = " and ".join(RUNGS[rung].title for rung in row.rungs)
-            text = f"numbers by {only} only: there is a gap and no {contrast.title}, and it is not in the overall row"
+            left_out = overall is not None and overall.contrast(contrast.name) is not None
+            text = f"numbers by {only} only: there is a gap and no {contrast.title}"
+            text += ", and it is not in the overall row" if left_out else ""
             yield Caution(kind="one-sided", task=row.task, text=text)
 
 
@@ -170,7 +172,7 @@ def caution(
     found = [*_of_guard(sides), *_of_manifests(sides), *_of_seeds(seeds), *_of_fragile(sides, items)]
     for row in rows:
         left = [left for left in unpaired if left.task == row.task]
-        found += [*_of_row(row, [side.label for side in sides]), *_of_unpaired(left)]
+        found += [*_of_row(row, [side.label for side in sides], overall), *_of_unpaired(left)]
     for contrast in CONTRASTS:
         whole = overall.contrast(contrast.name) if overall else None
         if whole and whole.low is None:

@@ -67,7 +67,17 @@ def test_overall_leaves_out_a_task_with_one_protocol(by_scores):
     assert comparison.overall.gap(LL).value == pytest.approx(-30)
     assert comparison.overall.gap(LL).n == 100
     assert comparison.tasks[1].gap(LL).value == -100 and comparison.tasks[1].contrast(HIDDEN) is None
+    said = [caution.text for caution in comparison.cautions if caution.kind == "one-sided"]
     assert "one-sided" in kinds(comparison, "only") and not comparison.unpaired
+    assert len(said) == 1 and "not in the overall row" in said[0]
+
+
+def test_tasks_of_one_rung_alone_have_an_overall_row_of_their_own(by_scores):
+    scores = {("a", LL): RIGHT_80, ("b", GEN): RIGHT_50}
+    comparison = by_scores(scores, {("a", LL): RIGHT_50, ("b", GEN): RIGHT_50})
+    assert (comparison.overall.gap(LL).value, comparison.overall.gap(GEN).value) == (-30, 0)
+    assert comparison.overall.contrasts == {} and "no task has numbers on both rungs" in comparison.headline()
+    assert not any("overall row" in caution.text for caution in comparison.cautions)
 
 
 def test_everything_unpaired_is_listed_with_its_reason(handmade, compared):
