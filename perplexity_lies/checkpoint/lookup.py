@@ -21,6 +21,7 @@ from pathlib import Path
 from perplexity_lies.checkpoint import preflight, small_files, weights
 from perplexity_lies.checkpoint.client import Patience, ServedModel, look_up, parse_address
 from perplexity_lies.checkpoint.small_files import SmallFiles, digest_parts, read_small_files
+from perplexity_lies.checkpoint.token_ids import check_token_ids
 from perplexity_lies.checkpoint.weight_files import SAFETENSORS, find_weight_files
 from perplexity_lies.errors import CheckpointError, MissingError, UsageError, nearest
 from perplexity_lies.record.manifest import CheckpointFacts
@@ -193,9 +194,11 @@ def _resolve_files(name: str, kind: str, path: Path, revision: str, *, pickle: b
     preflight.check_config(files, trust_remote_code=remote_code)
     preflight.check_tokenizer(files)
     found = find_weight_files(name, path, allow_pickle=pickle, named=files.config.get("transformers_weights"))
-    if not found.pickled:
-        tensors = weights.read_tensors(name, found.files)
-        preflight.check_shapes(files, tensors)
+    tensors = [] if found.pickled else weights.read_tensors(name, found.files)
+    preflight.check_shapes(files, tensors)
+    if (rows := preflight.embedding_rows(files, tensors)) is not None:
+        check_token_ids(files, rows)
+    if tensors:
         weights_digest, dtype = weights.digest_tensors(name, tensors), weights.stored_dtype(tensors)
         parameters = sum(tensor.elements for tensor in tensors)
     else:
@@ -229,6 +232,7 @@ def _served_files(name: str, served: ServedModel, tokenizer: str | None, *, remo
         return read_small_files(name, near) if near.is_dir() and small_files.tokenizer_paths(near) else None
     files = read_small_files(tokenizer, _locate(tokenizer, HUB_TOKENIZER + (("*.py",) if remote_code else ()))[1])
     preflight.check_tokenizer(files)
+    preflight.check_shapes(files, ())
     return files
 
 

@@ -1,4 +1,4 @@
-"""Two sets of weights in one directory: what is loaded is what is hashed, or nothing is. Files that are not what they are named."""
+"""Two sets of weights beside each other: what is loaded is what is hashed, or nothing is; and files that lie by their name."""
 
 from __future__ import annotations
 
