@@ -193,6 +193,7 @@ def _resolve_files(name: str, kind: str, path: Path, revision: str, *, pickle: b
     files = read_small_files(name, path)
     preflight.check_config(files, trust_remote_code=remote_code)
     preflight.check_tokenizer(files)
+    preflight.check_templates(files)
     found = find_weight_files(name, path, allow_pickle=pickle, named=files.config.get("transformers_weights"))
     tensors = [] if found.pickled else weights.read_tensors(name, found.files)
     preflight.check_shapes(files, tensors)
@@ -232,6 +233,7 @@ def _served_files(name: str, served: ServedModel, tokenizer: str | None, *, remo
         return read_small_files(name, near) if near.is_dir() and small_files.tokenizer_paths(near) else None
     files = read_small_files(tokenizer, _locate(tokenizer, HUB_TOKENIZER + (("*.py",) if remote_code else ()))[1])
     preflight.check_tokenizer(files)
+    preflight.check_templates(files)
     preflight.check_shapes(files, ())
     return files
 

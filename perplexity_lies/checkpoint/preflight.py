@@ -4,6 +4,7 @@
     check_tokenizer(files)                           there is a vocabulary
     check_shapes(files, tensors)                     vocabulary, width and depth are those of the weights, no size is absurd
     embedding_rows(files, tensors)                   for `token_ids`
+    check_templates(files)                           a chat template has a text
 
 Follows what transformers 5 reads. Each check stops before loading what would otherwise end in a traceback, in code run from
 the checkpoint, or in numbers from a model with random layers.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,8 @@ from perplexity_lies.checkpoint.small_files import AGAIN, SmallFiles, listing
 from perplexity_lies.checkpoint.token_ids import check_end_ids
 from perplexity_lies.checkpoint.weights import DTYPE_NAMES, StoredTensor
 from perplexity_lies.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 OWN_MODEL_TYPES = frozenset({"plies_hybrid"})
 """Model types of this project: their code is installed, never read from the checkpoint."""
@@ -56,6 +60,38 @@ LAYER = re.compile(r"^(?:[a-z_]+\.){0,3}(?:layers|h|blocks)\.(\d+)\.")
 def has_chat_template(files: SmallFiles) -> bool:
     """Whether the checkpoint brings a chat template, in any of the places where transformers looks."""
     return files.has("chat_template.jinja", "chat_template.json") or bool(files.tokenizer_config.get("chat_template"))
+
+
+def _templates(files: SmallFiles) -> dict[str, str]:
+    """file -> text of the chat template for plain chats, in the places where transformers looks for a tokenizer's."""
+    found = {}
+    if (content := files.tokenizer_files.get(files.directory / "chat_template.jinja")) is not None:
+        found["chat_template.jinja"] = content.decode("utf-8", "replace")
+    stated = files.tokenizer_config.get("chat_template")
+    for entry in stated if isinstance(stated, list) else [{"name": "default", "template": stated}]:
+        match entry:
+            case {"name": "default", "template": str(text)}:
+                found["tokenizer_config.json"] = text
+    return found
+
+
+def check_templates(files: SmallFiles) -> None:
+    """Raises CheckpointError for a chat template without text.
+
+    Warns of two that differ: transformers takes chat_template.jinja.
+    """
+    found = _templates(files)
+    empty = [file for file, text in found.items() if not text.strip()]
+    if empty:
+        away = "take chat_template out of it" if empty[0].endswith(".json") else f"rm {files.directory / empty[0]}"
+        raise CheckpointError(
+            f"checkpoint {files.name!r} has an empty chat template",
+            found=f"{empty[0]}: no text; every chat would be rendered as nothing",
+            mend=f"copy the template of the checkpoint it was made of, or, to have chats asked as plain lines: {away}",
+        )
+    if len(set(found.values())) > 1:
+        logger.warning("checkpoint %s has chat templates that differ in %s; chat_template.jinja is used",
+                       files.name, " and ".join(found))  # fmt: skip
 
 
 def check_tokenizer(files: SmallFiles) -> None:
