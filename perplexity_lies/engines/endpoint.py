@@ -37,7 +37,7 @@ from perplexity_lies.engines.base import (
     nothing_finished,
 )
 from perplexity_lies.engines.loading import load_tokenizer
-from perplexity_lies.engines.replies import an_object, letters, read_logprobs, read_reply, usage_of
+from perplexity_lies.engines.replies import an_object, letters, put_elsewhere, read_logprobs, read_reply, usage_of
 from perplexity_lies.errors import MissingError
 
 PROBE_ATTEMPTS = 3
@@ -207,6 +207,7 @@ class EndpointEngine(Engine):
             return GenerateResult(
                 key=request.key, text=text, finish_reason=reason, prompt_tokens=prompt_tokens, completion_tokens=grown,
                 truncated_tokens=cut, beyond_context_tokens=max(0, prompt_tokens + grown - self.context_tokens),
+                error=put_elsewhere(content),
             )  # fmt: skip
 
         def lost(why: str, failed: bool) -> GenerateResult:

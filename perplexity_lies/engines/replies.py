@@ -43,6 +43,8 @@ def read_reply(content: Any, stop: Sequence[str]) -> tuple[str, FinishReason]:
     choice = content["choices"][0]
     text = choice["message"]["content"] if "message" in choice else choice["text"]
     text = "" if text is None else text
+    if not text and choice["finish_reason"] == "length":
+        text = "".join(f"<think>\n{thought}" for thought in _thoughts(choice))
     if not isinstance(text, str):
         raise ValueError(f"a reply of type {type(text).__name__}")
     cut = first_stop(text, stop)
@@ -53,6 +55,26 @@ def read_reply(content: Any, stop: Sequence[str]) -> tuple[str, FinishReason]:
     if choice["finish_reason"] != "stop":
         raise ValueError(f"finish_reason {choice['finish_reason']!r}")
     return text, "stop_string" if isinstance(choice.get("stop_reason"), str) else "stop"
+
+
+def _thoughts(choice: Any) -> list[str]:
+    """What a server took out of the reply as the checkpoint's thought, in a field of its own."""
+    message = choice.get("message") or {}
+    found = [message.get(name) for name in ("reasoning_content", "reasoning")]
+    return [text for text in found if isinstance(text, str) and text.strip()][:1]
+
+
+def put_elsewhere(content: Any) -> str:
+    """Why a chat reply without content is no reply: the server put what was said into another field. Empty where it did not."""
+    choice = content["choices"][0]
+    message = choice.get("message") or {}
+    if message.get("content") or choice["finish_reason"] == "length":
+        return ""
+    if isinstance(message.get("refusal"), str) and message["refusal"].strip():
+        return f"the server refused: {message['refusal'].strip()[:200]}"
+    if message.get("tool_calls") or message.get("function_call"):
+        return "the server made the reply a call of a tool"
+    return "the server put the whole reply into its field for thoughts" if _thoughts(choice) else ""
 
 
 def usage_of(content: Any, name: str) -> int | None:
