@@ -168,7 +168,9 @@ def _turn_back_fp8(checkpoint: Checkpoint, config: Any) -> bool:
     shapes = {name: shape for path in files for name, shape in stored_shapes(path).items()}
     for name, scales in shapes.items():
         weight: tuple[int, ...] = shapes.get(name.removesuffix("_scale_inv"), ())
-        if not (name.endswith(".weight_scale_inv") and isinstance(block, list) and weight and len(scales) == len(weight)):
+        if not (
+            name.endswith(".weight_scale_inv") and isinstance(block, list) and weight and len(scales) == len(weight)
+        ):
             continue
         for extent, count, size in zip(weight[-2:], scales[-2:], block):  # noqa: B905  # scales may have fewer
             if 1 < count == -(-extent // size) and extent % size:
