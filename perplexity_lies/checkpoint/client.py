@@ -343,6 +343,5 @@ def look_up(address: Address, patience: Patience) -> ServedModel:
         )
     entry = {key: value for key, value in listed.get(model, {}).items() if key not in VOLATILE}
     context = entry.get("max_model_len")
-    return ServedModel(
-        url=address.url, model=model, entry=entry, context_tokens=context if isinstance(context, int) else None
-    )
+    stated = context if type(context) is int and context > 1 else None
+    return ServedModel(url=address.url, model=model, entry=entry, context_tokens=stated)
