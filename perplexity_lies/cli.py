@@ -6,6 +6,7 @@ a traceback is for our own bugs.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import io
 import sys
@@ -38,6 +39,15 @@ GUESTS = {
     "distill": "distill.cli:app",
 }
 """What the harness reaches by name only."""
+
+SPELLED_OUT = "plies-spelled-out"
+"""Our error handler for consoles, as Python's codecs know it."""
+
+IN_ASCII = {
+    "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2192": ">", "\u2026": "...", "\u00d7": "x", "\u00b1": "+-",
+    "\u2264": "<=", "\u2265": ">=", "\u00b7": "-", "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " ",
+}  # fmt: skip
+"""Signs of our own sentences for a console that lacks them."""
 
 app = typer.Typer(
     name="plies",
@@ -245,11 +255,20 @@ def _show(comparison: Comparison, folder: Path) -> None:
         console.print(str(folder / name), soft_wrap=True, markup=False, highlight=False)
 
 
+def _spell_out(error: UnicodeError) -> tuple[str, int]:
+    """A codec's error handler: what a console cannot show, in ASCII. A sign that is lost makes another number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    return "".join(IN_ASCII.get(letter, "?") for letter in lost), error.end
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    codecs.register_error(SPELLED_OUT, _spell_out)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character is no reason to stop
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=SPELLED_OUT)
     command: Any = typer.main.get_command(app)
     try:
         code = command.main(args=args, prog_name="plies", standalone_mode=False)

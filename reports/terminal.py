@@ -66,22 +66,31 @@ def _contrast(found: Estimate | None, alone: str, *, inline: bool = False) -> Te
     return _gap(found, inline=inline)
 
 
-def _answered(found: RungRow | None, side: int, between: str) -> str:
+def _fell_back(comparison: Comparison) -> bool:
+    """Whether a fallback rule read any answer: then its share stands between answered and cut."""
+    return any(side.fallbacks for row in comparison.tasks for found in row.rungs.values() for side in found.sides)
+
+
+def _answered(found: RungRow | None, side: int, between: str, fell_back: bool) -> str:
     if found is None:
         return "–"
     pair = (found.sides[0], found.sides[side])
-    return between.join(f"{100 * each.coverage:.0f}, {100 * each.truncation:.0f}" for each in pair)
+    shares = [(each.coverage, *((each.fallback,) if fell_back else ()), each.truncation) for each in pair]
+    return between.join(", ".join(f"{100 * share:.0f}" for share in each) for each in shares)
 
 
 def _wide(comparison: Comparison) -> Table:
     """A column for each number, a line of two for each task and student."""
     rungs, several = rungs_of(comparison), len(comparison.students) > 1
-    replying = [rung for rung in rungs if rung.replies]
+    replying, fell_back = [rung for rung in rungs if rung.replies], _fell_back(comparison)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("task\nn", overflow="fold", max_width=TASK_COLUMNS)
     headers = [header for rung in rungs for header in (f"{rung.short} %\nT, S", "gap, pp\n[95 %]")]
     headers += [f"{contrast.title}\n[95 %]" for contrast in CONTRASTS]
-    headers += [f"{rung.short + ' ' if len(replying) > 1 else ''}answered,\ncut %" for rung in replying]
+    headers += [
+        f"{rung.short + ' ' if len(replying) > 1 else ''}answered,\n{'fallback, ' * fell_back}cut %"
+        for rung in replying
+    ]
     for header in ["\nS"] * several + headers:
         table.add_column(header, justify="right", no_wrap=True)
     for row in comparison.rows:
@@ -95,14 +104,14 @@ def _wide(comparison: Comparison) -> Table:
             for rung in rungs:
                 cells += [_scores(row.rungs.get(rung.name), side, "\n"), _gap(row.gap(rung.name, side))]
             cells += [_contrast(row.contrast(contrast.name, side), alone) for contrast in CONTRASTS]
-            cells += [_answered(row.rungs.get(rung.name), side, "\n") for rung in replying]
+            cells += [_answered(row.rungs.get(rung.name), side, "\n", fell_back) for rung in replying]
             table.add_row(name if side == 1 else "", *cells)
     return table
 
 
 def _narrow(comparison: Comparison) -> Iterator[RenderableType]:
     """A block of lines for each task."""
-    rungs, several = rungs_of(comparison), len(comparison.students) > 1
+    rungs, several, fell_back = rungs_of(comparison), len(comparison.students) > 1, _fell_back(comparison)
     for row in comparison.rows:
         yield Text(f"\n{_name(row, comparison)}", style="bold").append(f"  n {_n(row)}", style="not bold dim")
         for side, letter in list(enumerate(letters(comparison)))[1:]:
@@ -123,8 +132,8 @@ def _narrow(comparison: Comparison) -> Iterator[RenderableType]:
             yield grid
             for rung in rungs:
                 if rung.replies and rung.name in row.rungs:
-                    said = _answered(row.rungs[rung.name], side, " → ")
-                    yield Text(f"  answered, cut {said} %", style="dim")
+                    said = _answered(row.rungs[rung.name], side, " → ", fell_back)
+                    yield Text(f"  answered, {'fallback, ' * fell_back}cut {said} %", style="dim")
 
 
 def _other_readings(comparison: Comparison) -> Iterator[str]:
@@ -144,7 +153,8 @@ def _notes(comparison: Comparison) -> Iterator[RenderableType]:
     """What the letters mean, other readings, cautions."""
     sides = zip(letters(comparison), comparison.sides, strict=True)
     key = ", ".join(f"{letter} {side.label}" for letter, side in sides)
-    yield Text(f"{key}; answered: an answer was found; cut: the reply hit its budget", style="dim")
+    by_fallback = "; fallback: found, though not in the form that was asked for" if _fell_back(comparison) else ""
+    yield Text(f"{key}; answered: an answer was found{by_fallback}; cut: the reply hit its budget", style="dim")
     if any(found.method == RULE_OF_THREE for row in comparison.rows for found in estimates(row)):
         yield Text("* no two items differ: the bound is what n items cannot exclude (rule of three)", style="dim")
     yield from (Text(printable(line)) for line in _other_readings(comparison))

@@ -17,24 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import json
 import logging
-import os
 import random
 import re
 import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from perplexity_lies.checkpoint.secret import API_KEY, hidden, hidden_in, read_key
 from perplexity_lies.errors import MissingError, UsageError
-
-if TYPE_CHECKING:
-    import httpx
-
-API_KEY = "PLIES_API_KEY"
-"""Environment variable whose value is sent to the server as a bearer token, and nowhere else."""
 
 FORM = "http://HOST:PORT/v1#MODEL"
 HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
@@ -47,10 +43,12 @@ RETRIED = frozenset({408, 425, 429})
 NOT_IMPLEMENTED = 501
 LOCKED = frozenset({401, 403})
 
-MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
+MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError)
 """What reading a reply raises where it has another form."""
 
 LONGEST_RETRY_AFTER_S = 600.0
+MOST_REPLY_BYTES = 1 << 26
+"""A reply is read up to this size: 64 MiB hold the log-probabilities of 200,000 tokens."""
 WORDS = 300
 """Characters of a server's error message that are kept."""
 
@@ -149,38 +147,75 @@ def retry_after_s(value: str | None, now_s: float) -> float:
     return min(max(0.0, when.timestamp() - now_s), LONGEST_RETRY_AFTER_S)
 
 
-def _own_words(reply: httpx.Response) -> str:
+def _told(content: Any) -> str:
+    """What an error's body tells: `error`, or its message, or `detail` or `message` beside it."""
+    found = content.get("error", content.get("detail", content.get("message")))
+    text = found.get("message", found) if isinstance(found, dict) else found
+    return " ".join(str(text).split())[:WORDS] if text else ""
+
+
+def _own_words(raw: bytes) -> str:
     """The server's error message, on one line."""
     with contextlib.suppress(*MALFORMED):
-        content = reply.json()
-        found = content.get("error", content.get("detail", content.get("message")))
-        text = found.get("message") if isinstance(found, dict) else found
-        if text:
-            return " ".join(str(text).split())[:WORDS]
-    return " ".join(reply.text.split())[:WORDS]
+        if words := _told(json.loads(raw)):
+            return words
+    return " ".join(raw[: 8 * WORDS].decode("utf-8", "replace").split())[:WORDS]
+
+
+def _refuse_error(content: Any, status: int) -> None:
+    """Raises Refused or Failed for a reply that is an error in spite of its HTTP status: `{"error": {"code": 400, ...}}`."""
+    if not isinstance(content, dict) or content.get("choices") or content.get("data"):
+        return
+    found = content.get("error")
+    if not found and content.get("object") != "error":
+        return
+    code = (found if isinstance(found, dict) else content).get("code")
+    reason = f"HTTP {status} with an error{f' {code}' if code else ''}: {_told(content)}"
+    number = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 0
+    if 400 <= number < 600 and not may_pass(number):
+        raise Refused(number, reason)
+    raise Failed(status, reason)
+
+
+def _unpacked(chunks: Iterable[bytes], encoding: str) -> bytes:
+    """A whole body, gzip unpacked. Raises Failed for one of more than `MOST_REPLY_BYTES` or in another encoding."""
+    if encoding not in ("", "identity", "gzip", "deflate"):
+        raise Failed(200, f"a reply in the encoding {encoding[:20]!r}, which was not asked for")
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in ("gzip", "deflate") else None
+    whole = bytearray()
+    try:
+        for chunk in chunks:
+            whole += unpack.decompress(chunk, MOST_REPLY_BYTES + 1 - len(whole)) if unpack else chunk
+            if len(whole) > MOST_REPLY_BYTES:
+                raise Failed(200, f"a reply of more than {MOST_REPLY_BYTES >> 20} MiB")
+    except zlib.error as error:
+        raise Failed(200, f"a reply that is no {encoding}: {error}") from error
+    return bytes(whole)
 
 
 class Client:
     """Connections to one server, used from any number of threads."""
 
     def __init__(self, url: str, patience: Patience, connections: int) -> None:
-        """Raises MissingError where httpx or tenacity is not installed."""
+        """Raises MissingError where httpx or tenacity is not installed, UsageError for a key that cannot be sent."""
         try:
             import httpx
             import tenacity  # noqa: F401
+
+            from perplexity_lies.checkpoint.deadline import Clock, watch
         except ImportError as error:
             raise MissingError(
                 f"{url} cannot be asked", found=str(error), mend="pip install 'perplexity-lies[torch]'"
             ) from error
-        self.url, self.patience = url, patience
-        key = os.environ.get(API_KEY)
-        self._closing = threading.Event()
+        self.url, self.patience, self._key = url, patience, read_key()
+        self._closing, self._clock = threading.Event(), Clock()
         self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
             timeout=httpx.Timeout(patience.timeout_s, connect=patience.connect_timeout_s),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             trust_env=urlsplit(url).hostname not in LOOPBACK,
         )
+        watch(self._client, self._clock)
 
     def ask(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T], name: str = "") -> T:
         """POST `body` to `path` (GET where it is None), retry, and return `read` of the JSON reply.
@@ -212,25 +247,37 @@ class Client:
             raise Failed(error.status, f"{error}, after {count} attempts") from error
 
     def _attempt(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
-        """One attempt. Raises Failed where another one might succeed, else Refused."""
-        import httpx
-
+        """One attempt. Raises Failed where another one might succeed, else Refused; neither holds the key."""
         if self._closing.is_set():
             raise Failed(0, "the client was closed")
         try:
-            url = self.url + path
-            reply = self._client.get(url) if body is None else self._client.post(url, json=body)
+            status, raw, retry_after = self._exchange(path, body)
+            if not 200 <= status < 300:
+                reason = f"HTTP {status}: {_own_words(raw)}"
+                if not may_pass(status):
+                    raise Refused(status, reason)
+                raise Failed(status, reason, retry_after_s(retry_after, time.time()))
+            try:
+                content = hidden_in(json.loads(raw), self._key)
+                _refuse_error(content, status)
+                return read(content)
+            except MALFORMED as error:
+                reason = f"a malformed reply ({type(error).__name__}: {error}): {_own_words(raw)}"
+                raise Failed(status, reason[: 2 * WORDS]) from error
+        except Unanswered as error:
+            raise type(error)(error.status, hidden(str(error), self._key), error.retry_after_s) from None
+
+    def _exchange(self, path: str, body: dict[str, Any] | None) -> tuple[int, bytes, str | None]:
+        """(status, body, Retry-After) of one reply. Raises Failed where none is whole and in time."""
+        import httpx
+
+        self._clock.start(self.patience.timeout_s)
+        try:
+            with self._client.stream("GET" if body is None else "POST", self.url + path, json=body) as reply:
+                raw = _unpacked(reply.iter_raw(), reply.headers.get("Content-Encoding", "").strip().lower())
+                return reply.status_code, raw, reply.headers.get("Retry-After")
         except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:  # the last two: no possible host name
             raise Failed(0, f"{type(error).__name__}: {error}".rstrip(": ")) from error
-        if reply.is_success:
-            try:
-                return read(reply.json())
-            except MALFORMED as error:
-                raise Failed(reply.status_code, f"a malformed reply ({type(error).__name__}: {error})") from error
-        reason = f"HTTP {reply.status_code}: {_own_words(reply)}"
-        if not may_pass(reply.status_code):
-            raise Refused(reply.status_code, reason)
-        raise Failed(reply.status_code, reason, retry_after_s(reply.headers.get("Retry-After"), time.time()))
 
     def close(self) -> None:
         """Wake every waiting thread and close the connections."""
@@ -296,6 +343,5 @@ def look_up(address: Address, patience: Patience) -> ServedModel:
         )
     entry = {key: value for key, value in listed.get(model, {}).items() if key not in VOLATILE}
     context = entry.get("max_model_len")
-    return ServedModel(
-        url=address.url, model=model, entry=entry, context_tokens=context if isinstance(context, int) else None
-    )
+    stated = context if type(context) is int and context > 1 else None
+    return ServedModel(url=address.url, model=model, entry=entry, context_tokens=stated)

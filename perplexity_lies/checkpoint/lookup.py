@@ -14,12 +14,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from perplexity_lies.checkpoint import preflight, small_files, weights
 from perplexity_lies.checkpoint.client import Patience, ServedModel, look_up, parse_address
 from perplexity_lies.checkpoint.small_files import SmallFiles, digest_parts, read_small_files
+from perplexity_lies.checkpoint.token_ids import check_token_ids
+from perplexity_lies.checkpoint.weight_files import SAFETENSORS, find_weight_files
 from perplexity_lies.errors import CheckpointError, MissingError, UsageError, nearest
 from perplexity_lies.record.manifest import CheckpointFacts
 
@@ -55,7 +58,7 @@ class Checkpoint(CheckpointFacts):
 
 def is_checkpoint(directory: Path) -> bool:
     """Whether a directory has a config and weights, by file names alone."""
-    names = (weights.SAFETENSORS, f"{weights.SAFETENSORS}.index.json")
+    names = (SAFETENSORS, f"{SAFETENSORS}.index.json")
     return (directory / "config.json").is_file() and any((directory / file).is_file() for file in names)
 
 
@@ -155,20 +158,25 @@ def _check_directory(name: str, path: Path) -> None:
     if (adapter := small_files.read_object(name, path / "adapter_config.json")) is not None:
         base = adapter.get("base_model_name_or_path", "BASE")
         named = base if isinstance(base, str) and HUB_ID.fullmatch(base) else "BASE"  # it goes into a command to type
+        both = is_checkpoint(path)
+        config = shlex.quote(str(path / "adapter_config.json"))
+        whole = [f"if the weights beside it are whole and meant: mv {config} {config}.old"] if both else []
         raise CheckpointError(
-            f"checkpoint {name!r} is a PEFT adapter, not a whole checkpoint",
+            f"checkpoint {name!r} is a PEFT adapter, not a whole checkpoint"
+            + (", or has one beside whole weights" if both else ""),
             found=f"adapter_config.json, for the base {base}",
             mend=(
                 "merge it: python -c \"import peft, transformers as t; p = '" + str(path) + "'; "
                 "peft.AutoPeftModelForCausalLM.from_pretrained(p).merge_and_unload().save_pretrained('merged')"
                 f"; t.AutoTokenizer.from_pretrained('{named}').save_pretrained('merged')\"",
                 "then give ./merged",
+                *whole,
             ),
         )
     if (path / "config.json").is_file():
         return
     if list(path.glob("*.gguf")):
-        weights.find_weight_files(name, path, allow_pickle=False)
+        find_weight_files(name, path, allow_pickle=False)
     inside = _checkpoints_in(path)
     raise CheckpointError(
         f"checkpoint {name!r} has no config.json",
@@ -185,14 +193,17 @@ def _resolve_files(name: str, kind: str, path: Path, revision: str, *, pickle: b
     files = read_small_files(name, path)
     preflight.check_config(files, trust_remote_code=remote_code)
     preflight.check_tokenizer(files)
-    weight_files = weights.find_weight_files(name, path, allow_pickle=pickle)
-    if weight_files[0].suffix == ".safetensors":
-        tensors = weights.read_tensors(name, weight_files)
-        preflight.check_shapes(files, tensors)
+    preflight.check_templates(files)
+    found = find_weight_files(name, path, allow_pickle=pickle, named=files.config.get("transformers_weights"))
+    tensors = [] if found.pickled else weights.read_tensors(name, found.files)
+    preflight.check_shapes(files, tensors)
+    if (rows := preflight.embedding_rows(files, tensors)) is not None:
+        check_token_ids(files, rows)
+    if tensors:
         weights_digest, dtype = weights.digest_tensors(name, tensors), weights.stored_dtype(tensors)
         parameters = sum(tensor.elements for tensor in tensors)
     else:
-        weights_digest, dtype, parameters = weights.digest_files(name, weight_files), "unknown", 0
+        weights_digest, dtype, parameters = weights.digest_files(name, found.files), "unknown", 0
     tokenizer = small_files.digest_tokenizer(files)
     config = small_files.digest_config(files, with_code=remote_code and bool(preflight.wanted_code(files)))
     return Checkpoint(
@@ -211,6 +222,7 @@ def _resolve_files(name: str, kind: str, path: Path, revision: str, *, pickle: b
         has_chat_template=preflight.has_chat_template(files),
         trust_remote_code=remote_code,
         allow_pickle=pickle,
+        unread_weights=found.unread,
     )
 
 
@@ -221,6 +233,8 @@ def _served_files(name: str, served: ServedModel, tokenizer: str | None, *, remo
         return read_small_files(name, near) if near.is_dir() and small_files.tokenizer_paths(near) else None
     files = read_small_files(tokenizer, _locate(tokenizer, HUB_TOKENIZER + (("*.py",) if remote_code else ()))[1])
     preflight.check_tokenizer(files)
+    preflight.check_templates(files)
+    preflight.check_shapes(files, ())
     return files
 
 

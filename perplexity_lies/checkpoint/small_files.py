@@ -65,6 +65,11 @@ class SmallFiles:
         """Whether the tokenizer has a file of one of these names."""
         return any(self.directory / name in self.tokenizer_files for name in names)
 
+    def parsed(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in one of the tokenizer's files; None where there is no such file."""
+        content = self.tokenizer_files.get(self.directory / name)
+        return None if content is None else _an_object(self.name, name, content)
+
 
 def listing(directory: Path, *, limit: int = 8) -> str:
     """What lies in a directory, for an error: `config.json, model.safetensors and 3 more`."""

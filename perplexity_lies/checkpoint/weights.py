@@ -1,6 +1,5 @@
-"""Weight files on disk: find them, list their tensors, check and hash their bytes.
+"""Weight files on disk: list their tensors, check and hash their bytes. `weight_files` finds them.
 
-    files = find_weight_files("./student", Path("./student"), allow_pickle=False)
     tensors = read_tensors("./student", files)        names, dtypes, shapes, places; reads headers only
     digest_tensors("./student", tensors)              "sha256:..."; reads every byte once, refuses NaN and Inf
 
@@ -27,12 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from perplexity_lies.checkpoint.small_files import AGAIN, listing, refuse_lfs_pointer
+from perplexity_lies.checkpoint.small_files import AGAIN, refuse_lfs_pointer
 from perplexity_lies.digests import sha256_text
 from perplexity_lies.errors import CheckpointError
-
-SAFETENSORS = "model.safetensors"
-PICKLE = "pytorch_model.bin"
 
 CHUNK_BYTES = 1 << 24
 """Read at a time; a multiple of every item size."""
@@ -42,8 +38,6 @@ QUIET_S = 2.0
 """No progress bar before this many seconds."""
 
 ZIP_START = b"PK\x03\x04"
-TRAINER_STATE = ("optimizer", "scheduler", "training_args", "rng_state", "scaler", "trainer_state")
-"""How the names of pickle files begin that a trainer leaves and that hold no weights."""
 
 DTYPES_BY_BITS = {
     4: "F4",
@@ -82,88 +76,6 @@ class StoredTensor:
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
-
-
-def _shards(name: str, index: Path) -> tuple[Path, ...]:
-    """Files that a `*.index.json` names. Raises CheckpointError where it cannot be read or a file is absent."""
-    refuse_lfs_pointer(name, index)
-    try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"checkpoint {name!r} has an index of shards that cannot be read",
-            found=f"{index.name}: {type(error).__name__}: {error}; expected a JSON object with a weight_map",
-            mend=AGAIN,
-        ) from error
-    outside = [file for file in files if not isinstance(file, str) or Path(file).name != file]
-    absent = [file for file in files if file not in outside and not (index.parent / file).is_file()]
-    if outside or absent or not files:
-        kind = "names files outside the directory" if outside else "misses shards"
-        raise CheckpointError(
-            f"checkpoint {name!r} {kind}" if files else f"checkpoint {name!r} has an empty index of shards",
-            found=f"{index.name} names {len(files)} files, of which {len(outside or absent)} cannot be used: "
-            + ", ".join(map(str, (outside or absent)[:5])),
-            mend=AGAIN,
-        )
-    return tuple(index.parent / file for file in files)
-
-
-def _pickles(directory: Path) -> list[Path]:
-    found = (path for suffix in ("bin", "pt", "pth", "ckpt") for path in directory.glob(f"*.{suffix}"))
-    return sorted(path for path in found if not path.name.startswith(TRAINER_STATE))
-
-
-def _found(name: str, directory: Path, file: str) -> tuple[Path, ...]:
-    """`file`, or the shards that its index names; empty where `directory` has neither."""
-    if (directory / file).is_file():
-        return (directory / file,)
-    index = directory / f"{file}.index.json"
-    return _shards(name, index) if index.is_file() else ()
-
-
-def find_weight_files(name: str, directory: Path, *, allow_pickle: bool) -> tuple[Path, ...]:
-    """The files that transformers would load from `directory`, safetensors before pickle.
-
-    Raises CheckpointError where there is none, a shard is missing, or there is only pickle and `allow_pickle` is false.
-    """
-    if files := _found(name, directory, SAFETENSORS):
-        return files
-    pickles = _pickles(directory)
-    if pickles and not allow_pickle:
-        raise CheckpointError(
-            f"checkpoint {name!r} has its weights as pickle only, which runs code when it is loaded",
-            found=", ".join(path.name for path in pickles[:5]),
-            mend=("if you trust whoever made it: the same command with --allow-pickle", "or save it as safetensors"),
-        )
-    if files := _found(name, directory, PICKLE):
-        return files
-    raise _no_weights(name, directory, pickles)
-
-
-def _no_weights(name: str, directory: Path, pickles: Sequence[Path]) -> CheckpointError:
-    found = f"in {directory}: {listing(directory)}"
-    dangling = [path.name for path in directory.iterdir() if path.is_symlink() and not path.exists()]
-    if dangling:
-        return CheckpointError(
-            f"checkpoint {name!r} has links to files that are gone",
-            found=", ".join(sorted(dangling)[:5]),
-            mend=AGAIN,
-        )
-    if list(directory.glob("*.gguf")):
-        return CheckpointError(
-            f"checkpoint {name!r} is GGUF, which is quantised for llama.cpp and is not read here",
-            found=found,
-            mend="use the repository it was converted from, with safetensors and config.json: hf download ORG/NAME",
-        )
-    stray = sorted(directory.glob("*.safetensors")) or list(pickles)
-    if stray:
-        wanted = SAFETENSORS if stray[0].suffix == ".safetensors" else PICKLE
-        return CheckpointError(
-            f"checkpoint {name!r} has weights under names that say nothing",
-            found=(found, f"expected {wanted}, or {wanted}.index.json and the shards it names"),
-            mend=f"a single file: mv {directory / stray[0].name} {directory / wanted}; shards: copy the index as well",
-        )
-    return CheckpointError(f"checkpoint {name!r} has no weights", found=(found, f"expected {SAFETENSORS}"), mend=AGAIN)
 
 
 def _broken(name: str, path: Path, what: str, *found: str) -> CheckpointError:

@@ -37,7 +37,15 @@ from perplexity_lies.engines.base import (
     nothing_finished,
 )
 from perplexity_lies.engines.loading import load_tokenizer
-from perplexity_lies.engines.replies import an_object, letters, read_logprobs, read_reply, usage_of
+from perplexity_lies.engines.replies import (
+    an_object,
+    letters,
+    put_elsewhere,
+    read_logprobs,
+    read_reply,
+    tokens_not_read,
+    usage_of,
+)
 from perplexity_lies.errors import MissingError
 
 PROBE_ATTEMPTS = 3
@@ -45,6 +53,9 @@ PROBE_ATTEMPTS = 3
 
 HELD_FAILURES = 16
 """After this many failures in a row the engine checks that the server still answers."""
+
+BORDER_TOKENS = 2
+"""Tokens by which a text within a chat may be shorter than by itself."""
 
 Result = ScoreResult | GenerateResult
 
@@ -179,8 +190,9 @@ class EndpointEngine(Engine):
         if request.stop:
             body["stop"] = list(request.stop)
         ids: list[int] = []
-        cut = 0
+        cut = known = 0
         if self.takes_messages:
+            known = self._known_tokens(request)
             path = "/chat/completions"
             body["messages"] = [{"role": role, "content": content} for role, content in request.messages]
         else:
@@ -201,12 +213,15 @@ class EndpointEngine(Engine):
             counted = usage_of(content, "prompt_tokens")
             if ids and counted not in (None, len(ids)):
                 raise ValueError(f"the server read {counted} tokens of a prompt of {len(ids)}")
+            unread = 0 if ids else tokens_not_read(content, request.messages, known)
             prompt_tokens, grown = len(ids) or counted or 0, usage_of(content, "completion_tokens")
             if grown is None:
                 grown = len(self.encode(text, False)) if self.tokenizer is not None else 0
             return GenerateResult(
                 key=request.key, text=text, finish_reason=reason, prompt_tokens=prompt_tokens, completion_tokens=grown,
-                truncated_tokens=cut, beyond_context_tokens=max(0, prompt_tokens + grown - self.context_tokens),
+                truncated_tokens=cut + unread,
+                beyond_context_tokens=max(0, prompt_tokens + grown - self.context_tokens),
+                error=put_elsewhere(content),
             )  # fmt: skip
 
         def lost(why: str, failed: bool) -> GenerateResult:
@@ -216,6 +231,12 @@ class EndpointEngine(Engine):
             )  # fmt: skip
 
         return Job(request.key, path, body, read, lost)
+
+    def _known_tokens(self, request: GenerateRequest) -> int:
+        """Tokens of a chat's messages, without its template, where the tokenizer is known; a few fewer, for their borders."""
+        if self.tokenizer is None:
+            return 0
+        return sum(max(0, len(self.encode(text, False)) - BORDER_TOKENS) for _, text in request.messages)
 
     def _ask_all(self, requests: Sequence[Any], job_of: Callable[[Any], Job]) -> Iterator[list[Any]]:
         """Yields results as they arrive, with at most `slots` requests under way.
@@ -232,11 +253,21 @@ class EndpointEngine(Engine):
         try:
             while True:
                 while len(running) < self.options.slots and (request := next(waiting, None)) is not None:
-                    running[pool.submit(self._answer, client, job_of(request))] = sent
+                    try:
+                        job = job_of(request)  # here, since tokenizers are no friends of threads
+                    except Exception as error:  # a stranger's tokenizer may raise anything: the item's own fault
+                        yield [_unasked(request, f"{type(error).__name__} when its tokens are made: {error}")]
+                        continue
+                    running[pool.submit(self._answer, client, job)] = sent
                     sent += 1
                 if not running:
                     break
-                done = [(running.pop(future), future.result()) for future in wait(running, None, FIRST_COMPLETED).done]
+                ended = [(running.pop(future), future) for future in wait(running, None, FIRST_COMPLETED).done]
+                fatal = [future for _, future in ended if future.exception() is not None]
+                done = [(number, future.result()) for number, future in ended if future.exception() is None]
+                if fatal:
+                    yield [result for _, result in done if not result.failed]
+                    fatal[0].result()
                 held += [(sent, result) for _, result in done if result.failed]
                 answered = [result for _, result in done if not result.failed]
                 alive = max((number for number, result in done if not result.failed), default=-1)
@@ -256,27 +287,52 @@ class EndpointEngine(Engine):
             pool.shutdown(cancel_futures=True)
 
     def _answer(self, client: Client, job: Job) -> Result:
+        """The result of one request; raises MissingError where the server lets nobody in any more."""
         try:
             return client.ask(job.path, job.body, job.read, job.key)
         except Failed as error:
             return job.lost(str(error), True)
         except Refused as error:
             if error.status in LOCKED:
-                raise locked_out(self.served.url, error) from error
+                self._check_let_in(client)  # else a filter's verdict on this one prompt
             return job.lost(str(error), False)
+
+    def _simplest(self) -> tuple[str, dict[str, Any]]:
+        """(path, body) of the request that says whether the server answers at all."""
+        body: dict[str, Any] = {"model": self.served.model, "max_tokens": 1, "temperature": 0}
+        if self.takes_messages:
+            return "/chat/completions", {**body, "messages": [{"role": "user", "content": PROBE}]}
+        return "/completions", {**body, "prompt": self.prompt_of(self.encode(PROBE, False))}
+
+    def _check_let_in(self, client: Client) -> None:
+        """Raises MissingError where the server refuses the simplest request as well."""
+        try:
+            client.ask(*self._simplest(), an_object)
+        except Failed:
+            return
+        except Refused as error:
+            if error.status in LOCKED:
+                raise locked_out(self.served.url, error) from error
 
     def _check_alive(self, client: Client, held: Sequence[Result]) -> None:
         """Raises MissingError unless the server still answers the simplest request."""
-        body: dict[str, Any] = {"model": self.served.model, "max_tokens": 1, "temperature": 0}
-        if self.takes_messages:
-            path, body["messages"] = "/chat/completions", [{"role": "user", "content": PROBE}]
-        else:
-            path, body["prompt"] = "/completions", self.prompt_of(self.encode(PROBE, False))
         try:
-            client.ask(path, body, an_object)
+            client.ask(*self._simplest(), an_object)
         except (Failed, Refused) as error:
             raise MissingError(
                 f"{self.served.url} no longer answers",
                 found=(f"{len(held)} requests in a row failed; the last: {held[-1].error}", str(error)),
                 mend="when it is up again: the same command continues where it stopped",
             ) from error
+
+
+def _unasked(request: ScoreRequest | GenerateRequest, why: str) -> Result:
+    """The result of a request that could not be sent."""
+    if isinstance(request, ScoreRequest):
+        return ScoreResult(
+            key=request.key, loglikelihood_nats=0.0, is_greedy=False, context_tokens=len(request.context_ids),
+            continuation_tokens=len(request.continuation_ids), error=why,
+        )  # fmt: skip
+    return GenerateResult(
+        key=request.key, text="", finish_reason="length", prompt_tokens=0, completion_tokens=0, error=why
+    )

@@ -47,6 +47,7 @@ class VllmEngine(Engine):
     def __init__(self, checkpoint: Checkpoint, options: EngineOptions) -> None:
         self.checkpoint, self.options = checkpoint, options
         self.device = _device(options.device)
+        _refuse_strays(checkpoint)
         dtype = resolve_dtype(options.dtype, torch.device(self.device), checkpoint.dtype)
         self.tokenizer = load_tokenizer(checkpoint)
         self.llm = _load(checkpoint, options, dtype, eager=self.device == "cpu")
@@ -201,6 +202,17 @@ def smallest_margin(places: Sequence[Mapping[int, Any]] | None) -> float | None:
         return None
     best = (sorted((token.logprob for token in place.values()), reverse=True) for place in places)
     return float(min((first - second for first, second, *_ in best), default=0.0))
+
+
+def _refuse_strays(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError for safetensors beside the measured ones: vLLM loads every such file in the directory."""
+    stray = [file for file in checkpoint.unread_weights if file.endswith(".safetensors")]
+    if stray:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name!r} cannot be run by vLLM as it lies",
+            found=f"{', '.join(stray[:5])}: beside the weights that were measured, and vLLM would load them too",
+            mend="move them away, or --engine torch",
+        )
 
 
 def _device(name: str) -> str:

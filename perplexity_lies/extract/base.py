@@ -18,6 +18,18 @@ LOOP_WORDS = 16
 
 EXACT_MATCH = "exact_match"
 
+THOUGHTS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "[THINK]": "[/THINK]",
+    "◁think▷": "◁/think▷",
+}
+"""How reasoning checkpoints open a thought -> how they close it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -62,11 +74,17 @@ class Extractor(abc.ABC):
         """What this extractor makes of a record's reply. A reply that could not be had stays without a score."""
         if record.status in UNMEASURED:
             return Reading(extractor=self.label, status=record.status, score=0.0, metric=self.metric)
-        found = self.find(record)
+        found = None if cut_in_thought(record.text, record.finish_reason, record.reply_prefix) else self.find(record)
         score = self.judge(found.answer, record) if found is not None else 0.0
         return Reading(
             extractor=self.label,
-            status=status_of(record.text, record.finish_reason, found.answer if found is not None else ""),
+            status=status_of(
+                record.text,
+                record.finish_reason,
+                found.answer if found is not None else "",
+                prefix=record.reply_prefix,
+                known_tokens=bool(record.token_ids),
+            ),
             score=score,
             metric=self.metric,
             scores={self.metric: score},
@@ -76,15 +94,36 @@ class Extractor(abc.ABC):
         )
 
 
-def status_of(text: str, finish_reason: str, answer: str) -> Status:
-    """Why a reply has the score it has. An answer that was found counts as scored, even in a reply cut by its budget."""
+def status_of(text: str, finish_reason: str, answer: str, *, prefix: str = "", known_tokens: bool = True) -> Status:
+    """Why a reply has the score it has. An answer that was found counts as scored, even in a reply cut by its budget.
+
+    In a reply that was cut inside a thought (`prefix`: what the prompt had opened of it) nothing is an answer. A reply of
+    which nothing came but that used up its budget is cut as well, where a server hides what it wrote (`known_tokens`).
+    """
+    if cut_in_thought(text, finish_reason, prefix):
+        return Status.TRUNCATED if finish_reason == "length" else Status.UNPARSED
     if not text.strip():
-        return Status.DEGENERATE
+        hidden = finish_reason == "length" and not text and not known_tokens
+        return Status.TRUNCATED if hidden else Status.DEGENERATE
     if answer:
         return Status.SCORED
     if finish_reason == "length":
         return Status.DEGENERATE if loops(text) else Status.TRUNCATED
     return Status.UNPARSED
+
+
+def cut_in_thought(text: str, finish_reason: str, prefix: str = "") -> bool:
+    """Whether a reply was cut, by its budget or at a stop string, before its last thought was closed."""
+    if finish_reason not in ("length", "stop_string"):
+        return False
+    whole = (prefix + text).lower()
+    return any(whole.rfind(opening.lower()) > whole.rfind(closing.lower()) for opening, closing in THOUGHTS.items())
+
+
+def opened_thought(prompt: str) -> str:
+    """The thought that a prompt opens for the reply, as some chat templates do: `<think>`; empty where it opens none."""
+    end = prompt.rstrip()
+    return next((opening for opening in THOUGHTS if end.endswith(opening)), "")
 
 
 def loops(text: str) -> bool:

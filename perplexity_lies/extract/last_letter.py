@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from perplexity_lies.extract.base import Extractor, Found, letter
-from perplexity_lies.record.records import ItemRecord
+from perplexity_lies.record.records import FALLBACK, ItemRecord
 
 ALPHABET = 26
+RULE = f"{FALLBACK}: last capital letter anywhere (pays chance credit)"
 
 
 class LastLetter(Extractor):
@@ -24,7 +25,7 @@ class LastLetter(Extractor):
         letters = {letter(index) for index in range(min(len(record.choices) or ALPHABET, ALPHABET))}
         for at in range(len(record.text) - 1, -1, -1):
             if record.text[at] in letters:
-                return Found(record.text[at], "last capital letter anywhere (pays chance credit)", (at, at + 1))
+                return Found(record.text[at], RULE, (at, at + 1))
         return None
 
     def judge(self, answer: str, record: ItemRecord) -> float:

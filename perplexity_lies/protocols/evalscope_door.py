@@ -7,10 +7,11 @@ benchmark's own loader is run first and its samples are put to the engine togeth
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from evalscope.api.metric import Score
 from evalscope.api.model import ChatCompletionChoice, GenerateConfig, ModelAPI, ModelOutput, ModelUsage
 from evalscope.api.registry import get_benchmark, register_benchmark
 from evalscope.constants import HubType
+from evalscope.utils import multi_choices
 
 from perplexity_lies.catalogue.items import Item, dump_items, read_items
 from perplexity_lies.catalogue.mirror import Mirror
@@ -30,7 +32,7 @@ from perplexity_lies.catalogue.sources import EvalscopeItems
 from perplexity_lies.catalogue.tasks import Suite
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import UsageError
-from perplexity_lies.extract.base import EXACT_MATCH, letter
+from perplexity_lies.extract.base import EXACT_MATCH, letter, opened_thought
 from perplexity_lies.extract.pattern import Pattern
 from perplexity_lies.protocols.base import (
     Context,
@@ -247,18 +249,35 @@ def _question(sample: Sample, subset: str, texts: Texts, wanted: Pass) -> Questi
     )
 
 
+@contextlib.contextmanager
+def _fallbacks_noted() -> Iterator[set[str]]:
+    """The replies in which evalscope's parsers of choices find no answer as asked for and take the last capital letter."""
+    stock, seen = multi_choices._fallback_parse_answer, set[str]()
+
+    def noted(completion: str, allowed_options: set[str]) -> set[str] | None:
+        seen.add(completion)
+        return stock(completion, allowed_options)
+
+    multi_choices._fallback_parse_answer = noted
+    try:
+        yield seen
+    finally:
+        multi_choices._fallback_parse_answer = stock
+
+
 def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[ItemRecord]:
     """Run evalscope's task runner over the answers and read its reviews back."""
     with tempfile.TemporaryDirectory(prefix="plies-evalscope-") as folder:
         work = Path(folder)
-        with wanted.context.reporter.step(f"evalscope judges {wanted.task}"):
+        with wanted.context.reporter.step(f"evalscope judges {wanted.task}"), _fallbacks_noted() as fell_back:
             run_task(_config(wanted, api, work))
         reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
     readers = wanted.settings.readers()
     records = []
     for question in questions:
         reply, review = api.answer(question.messages), reviews.get((question.subset, question.index))
-        record = record_of(question, reply, review, wanted)
+        prefix = opened_thought(api.request(question.messages).prompt)
+        record = record_of(question, reply, review, wanted, prefix=prefix, fell_back=reply.text in fell_back)
         if readers:
             ours = tuple(reader.read(record) for reader in readers)
             record = replace(record, readings=ours if wanted.items is not None else (*record.readings, *ours))

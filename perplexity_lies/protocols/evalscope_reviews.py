@@ -6,6 +6,7 @@ Does not import evalscope; `evalscope_door` runs it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,10 +17,16 @@ from perplexity_lies.catalogue.items import Item
 from perplexity_lies.digests import canonical_json, sha256_text
 from perplexity_lies.engines.base import GenerateResult, Message
 from perplexity_lies.errors import UsageError
-from perplexity_lies.extract.base import status_of
+from perplexity_lies.extract.base import cut_in_thought, status_of
 from perplexity_lies.protocols.base import Context, refuse_scale
 from perplexity_lies.protocols.generation import Generation
-from perplexity_lies.record.records import ItemRecord, Reading, Status
+from perplexity_lies.record.records import FALLBACK, ItemRecord, Reading, Status
+
+ASKED_FORMS = (re.compile(r"answer\s*\**\s*[:：]", re.IGNORECASE), re.compile(r"\\boxed"), re.compile(r"答案"))
+"""Forms of an answer that evalscope's prompts ask for. A reply without any that its prompt names was read some other way."""
+
+LAST_LETTER = f"{FALLBACK}: last capital letter anywhere"
+OTHER_FORM = f"{FALLBACK}: not in the form that the prompt asks for"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +69,20 @@ def read_reviews(work: Path, subsets: set[str]) -> Iterator[tuple[str, dict[str,
                 yield subset, json.loads(line)
 
 
-def record_of(question: Question, reply: GenerateResult, review: dict[str, Any] | None, wanted: Pass) -> ItemRecord:
-    """A reply and evalscope's review of it in our words."""
-    error, reading = _reading(reply, review, wanted)
+def record_of(
+    question: Question,
+    reply: GenerateResult,
+    review: dict[str, Any] | None,
+    wanted: Pass,
+    *,
+    prefix: str,
+    fell_back: bool,
+) -> ItemRecord:
+    """A reply and evalscope's review of it in our words.
+
+    `prefix` is what the prompt had opened of the reply; `fell_back` tells that evalscope read its last capital letter.
+    """
+    error, reading = _reading(reply, review, wanted, prefix, _rule(question, reply.text, fell_back))
     margin = reply.smallest_margin
     return ItemRecord(
         task=wanted.task,
@@ -79,6 +97,7 @@ def record_of(question: Question, reply: GenerateResult, review: dict[str, Any] 
         gold_index=question.gold_index,
         readings=(reading,),
         text=reply.text,
+        reply_prefix=prefix,
         token_ids=tuple(reply.token_ids),
         finish_reason=reply.finish_reason if not reply.error else "",
         prompt_tokens=reply.prompt_tokens,
@@ -90,8 +109,21 @@ def record_of(question: Question, reply: GenerateResult, review: dict[str, Any] 
     )
 
 
-def _reading(reply: GenerateResult, review: dict[str, Any] | None, wanted: Pass) -> tuple[str, Reading]:
+def _rule(question: Question, text: str, fell_back: bool) -> str:
+    """Which of evalscope's rules read a reply, where that can be told: only its fallbacks can."""
+    if fell_back:
+        return LAST_LETTER
+    prompt = question.messages[-1]["content"]
+    asked = [form for form in ASKED_FORMS if form.search(prompt)]
+    return OTHER_FORM if asked and not any(form.search(text) for form in asked) else ""
+
+
+def _reading(
+    reply: GenerateResult, review: dict[str, Any] | None, wanted: Pass, prefix: str, rule: str
+) -> tuple[str, Reading]:
     """Why there is no score (empty where there is one), and what evalscope read.
+
+    In a reply cut inside a thought nothing is an answer: its score is 0, whatever evalscope gave, which stays in `scores`.
 
     Raises UsageError for a metric that evalscope does not give, or that is no share.
     """
@@ -114,14 +146,16 @@ def _reading(reply: GenerateResult, review: dict[str, Any] | None, wanted: Pass)
             found=f"metrics: {', '.join(values) or 'none'}", mend="mend `metric:`",
         )  # fmt: skip
     refuse_scale(wanted.task, wanted.settings.rung, metric, values[metric])
-    answer = str(score.get("extracted_prediction") or "").strip()
+    thinking = cut_in_thought(reply.text, reply.finish_reason, prefix)
+    answer = "" if thinking else str(score.get("extracted_prediction") or "").strip()
     return "", Reading(
         extractor=extractor,
-        status=status_of(reply.text, reply.finish_reason, answer),
-        score=values[metric],
+        status=status_of(reply.text, reply.finish_reason, answer, prefix=prefix, known_tokens=bool(reply.token_ids)),
+        score=0.0 if thinking else values[metric],
         metric=metric,
         scores=values,
         answer=answer,
+        rule=rule if answer else "",
     )
 
 

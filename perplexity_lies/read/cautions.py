@@ -26,6 +26,7 @@ FLOOR_PERCENT = 1.0
 """Score of both checkpoints' replies up to which a rung has no room left to show a loss."""
 COVERAGE_FLOOR = 0.95
 TRUNCATION_CEILING = 0.05
+FALLBACK_CEILING = 0.05
 FEW_ITEMS = 100
 FEW_CLUSTERS = 10
 """Below about this many a cluster bootstrap is too narrow (Cameron, Gelbach & Miller 2008, Rev. Econ. Stat. 90:414)."""
@@ -40,6 +41,12 @@ def _of_score(task: str, row: RungRow, found: SideScore, label: str) -> Iterator
         rest = ", ".join(f"{n} {status}" for status, n in found.statuses.items() if status != "scored")
         text = f"only {100 * found.coverage:.1f} % of {whose} records hold an answer ({rest})"
         yield Caution(kind="coverage", task=task, text=text)
+    if found.fallback > FALLBACK_CEILING:
+        text = (
+            f"{found.fallbacks} of {found.records} of {whose} records were read by a fallback rule, such as the last capital "
+            "letter: the reply lacks the form that its prompt asks for, and may be credited by chance"
+        )
+        yield Caution(kind="fallback", task=task, text=text)
     if found.truncation > TRUNCATION_CEILING:
         text = f"{100 * found.truncation:.1f} % of the {label}'s replies hit the token budget; a larger one may help it"
         yield Caution(kind="truncation", task=task, text=text)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from perplexity_lies.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, UsageError
-from perplexity_lies.read.cautions import FEW_CLUSTERS
+from perplexity_lies.read.cautions import FALLBACK_CEILING, FEW_CLUSTERS
 from perplexity_lies.read.comparison import Comparison
 from perplexity_lies.read.numbers import OVERALL, TaskRow
 from perplexity_lies.read.stats.bootstrap import CLUSTER_BOOTSTRAP
@@ -97,6 +97,14 @@ def _unmeasured(comparison: Comparison, rung: str) -> Iterator[str]:
             yield f"{row.task}: {left} of {every} items have no pair under {RUNGS[rung].title}"
 
 
+def _fallbacks(comparison: Comparison, rung: str, student: int) -> str:
+    """What to add to a verdict that rests on answers which a fallback rule read; empty where they are few."""
+    assert comparison.overall is not None
+    both = [(comparison.sides[i].label, comparison.overall.rungs[rung].sides[i]) for i in (0, student)]
+    said = [f"{100 * side.fallback:.0f} % of the {label}'s" for label, side in both if side.fallback > FALLBACK_CEILING]
+    return f"; a fallback rule read {' and '.join(said)} replies" if said else ""
+
+
 def _gate_row(row: TaskRow, gap: Estimate, margin_pp: float, decides: bool) -> GateRow:
     if not decides:
         return GateRow(task=row.task, gap=gap, outcome=Outcome.INCONCLUSIVE, units_needed=None)
@@ -128,7 +136,7 @@ def decide(comparison: Comparison, margin_pp: float, *, student: int = 1, rung: 
         _gate_row(row, gap, margin_pp, row.task not in few and not (row.task == OVERALL and few)) for row, gap in found
     )
     outcome, reason = _verdict(comparison, tasks, overall, few, margin_pp, rung)
-    label = comparison.sides[student].label
+    label, reason = comparison.sides[student].label, reason + _fallbacks(comparison, rung, student)
     return Verdict(student=label, outcome=outcome, reason=reason, margin_pp=margin_pp, rows=(*tasks, overall))
 
 

@@ -54,12 +54,19 @@ class SideScore(Checked):
     statuses: dict[Status, int]
     coverage: float
     """Share of records in which an answer was found and judged."""
+    fallbacks: int = 0
+    """Records whose answer was found by a fallback rule, not in the form that was asked for."""
     truncation: float
     """Share of records whose reply hit its token budget; 0 where answers are ranked."""
     cut_prompts: int = 0
     """Records whose prompt lost tokens on its left because it did not fit the context."""
     beyond_context: int = 0
     """Records with tokens at positions beyond the checkpoint's stated context."""
+
+    @property
+    def fallback(self) -> float:
+        """Share of records whose answer a fallback rule found."""
+        return self.fallbacks / self.records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from perplexity_lies.digests import sha256_text
 from perplexity_lies.errors import UsageError
 from perplexity_lies.read.numbers import Unpaired
 from perplexity_lies.read.stats.bootstrap import Floats
-from perplexity_lies.record.records import ItemRecord, Status
+from perplexity_lies.record.records import FALLBACK, ItemRecord, Reading, Status
 from perplexity_lies.record.store import Run
 from perplexity_lies.rungs import RUNGS, Contrast
 
@@ -32,6 +32,13 @@ class Read:
     status: Status
     score: float
     metric: str
+    by_fallback: bool
+    """Whether the answer was not given in the form that was asked for."""
+
+
+def _read(reading: Reading) -> Read:
+    by_fallback = bool(reading.answer) and reading.rule.startswith(FALLBACK)
+    return Read(reading.status, reading.score, reading.metric, by_fallback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ def scan(run: Run) -> Records:
 
 
 def _seen(record: ItemRecord) -> Seen:
-    readings = {reading.extractor: Read(reading.status, reading.score, reading.metric) for reading in record.readings}
+    readings = {reading.extractor: _read(reading) for reading in record.readings}
     return Seen(
         seed=record.seed,
         subject=record.subject,

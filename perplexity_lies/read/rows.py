@@ -80,6 +80,7 @@ def _side_scores(sample: Sample, extractor: str | None = None) -> tuple[SideScor
                 records=len(records),
                 statuses=dict(sorted(statuses.items())),
                 coverage=statuses[Status.SCORED] / len(records),
+                fallbacks=sum(reading.by_fallback for reading in read),
                 truncation=sum(seen.reply_cut for seen in records) / len(records),
                 cut_prompts=sum(seen.prompt_cut for seen in records),
                 beyond_context=sum(seen.beyond_context for seen in records),

@@ -45,6 +45,8 @@ class CheckpointFacts(Checked):
     has_chat_template: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    unread_weights: tuple[str, ...] = ()
+    """Names of weights files that lie beside those that were loaded and measured."""
     url: str = ""
     """Address of an endpoint."""
     served_model: str = ""

@@ -27,7 +27,7 @@ class Status(enum.StrEnum):
     UNPARSED = "unparsed"
     """The reply ended by itself but held no answer that the extractor knows."""
     TRUNCATED = "truncated"
-    """The reply hit its token budget before an answer was found."""
+    """The reply hit its token budget before an answer was found, or inside a thought that it had not closed."""
     DEGENERATE = "degenerate"
     """The reply is empty or loops."""
     REFUSED = "refused"
@@ -35,6 +35,9 @@ class Status(enum.StrEnum):
     ERRORED = "errored"
     """The engine or the library failed on this item; the record's `error` tells how."""
 
+
+FALLBACK = "fallback"
+"""How the rule of a reading begins whose answer was not given in the form that was asked for: the last capital letter, say."""
 
 UNMEASURED = (Status.ERRORED, Status.REFUSED)
 """Statuses whose score says nothing of the checkpoint: they never pair."""
@@ -56,7 +59,10 @@ class Reading(Checked):
     answer: str = ""
     """What was read as the answer; by log-likelihood the choice ranked first."""
     rule: str = ""
-    """Which rule found it (`last match`); empty where the library does not tell."""
+    """Which rule found it (`last match`); empty where the library does not tell.
+
+    It begins with `fallback` where the answer was not given in the form that was asked for.
+    """
     span: tuple[int, int] | None = None
     """Where in the reply it stands, in characters; None where it does not stand there as it was read."""
 
@@ -91,6 +97,8 @@ class ItemRecord(Checked):
     choice_is_greedy: tuple[bool, ...] = ()
     text: str = ""
     """The raw reply, where one was written."""
+    reply_prefix: str = ""
+    """What the prompt had opened of the reply: `<think>` where the chat template ends in one."""
     token_ids: tuple[int, ...] = ()
     """The reply as the checkpoint wrote it; empty where a server does not tell."""
     finish_reason: str = ""

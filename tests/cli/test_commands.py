@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +166,23 @@ def test_gate_leaves_with_its_verdict(
     (tmp_path / "c.json").write_text(json.dumps(content))
     said = plies("gate", "c.json", "--margin", "3")
     assert said.code == code and said.out.startswith(f"{word}: ") and "margin of −3 pp" in said.out
+
+
+def test_console_without_a_minus_keeps_the_sign(compared: Path, tmp_path: Path) -> None:
+    """Of a gap, and of the margin; in the gate's line and in the table."""
+    encoding = "cp1252"
+    (first,) = compared.glob("*/comparison.json")
+    content = json.loads(first.read_text())
+    for row in (*content["tasks"], content["overall"]):
+        row["rungs"]["generation"]["sides"][1]["gap"] |= {"value": -29.0, "low": -33.5, "high": -24.5}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    gate = [sys.executable, "-m", "perplexity_lies.cli", "gate", "c.json", "--margin", "3"]
+    table = [sys.executable, "-m", "perplexity_lies.cli", "report", "c.json", "--out", "r"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "200"}
+    for command in (gate, table):
+        said = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path).stdout.decode(encoding)
+        assert "-29.0" in said and "[-33.5, -24.5]" in said and "?" not in said
+        assert "margin of -3 pp" in said or command is table
 
 
 @pytest.mark.parametrize("margin", ["0", "-1", "101", "nan", "inf"])

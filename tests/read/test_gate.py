@@ -164,3 +164,23 @@ def test_every_student_is_judged_the_worst_first(handmade, tmp_path):
         ("student 2", "regress"),
         ("student 1", "pass"),
     ]
+
+
+def test_answers_of_a_fallback_rule_are_counted_and_said(handmade, tmp_path):
+    """In the numbers of each side, in a caution, and in the gate's reason."""
+
+    def run(name, every):
+        records = [
+            handmade.record(
+                "t", f"{i:03}", GEN, 1.0, answer="A", rule="fallback: last capital letter" if i % every == 0 else ""
+            )
+            for i in range(120)
+        ]
+        return handmade.write_run(tmp_path / name, records, name=name)
+
+    comparison = compare_runs(run("teacher", 200), run("student", 2), resamples=200)
+    teacher, student = comparison.tasks[0].rungs[GEN].sides
+    assert (teacher.fallbacks, student.fallbacks, student.fallback, student.coverage) == (1, 60, 0.5, 1.0)
+    (caution,) = (caution for caution in comparison.cautions if caution.kind == "fallback")
+    assert "60 of 120 of the student's generation records" in caution.text and caution.task == "t"
+    assert decide(comparison, 5.0).reason.endswith("; a fallback rule read 50 % of the student's replies")
