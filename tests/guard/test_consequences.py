@@ -52,7 +52,7 @@ def test_a_failed_guard_flags_the_comparison(
     sound = compare(teacher, student, suite=suite, out=out, device="cpu", quiet=True)
     assert sound.guard_failures == () and "guard failed" not in printed(sound)
     assert "not a finding" not in sound.headline() and 'id="guard"' not in html.render(sound)
-    assert all(check["passed"] is not False for check in sound.provenance["student"]["guard"].values())
+    assert all(check.passed is not False for check in sound.sides[1].manifest.guard.values())
 
     convolution_not_forked(monkeypatch, None)  # type: ignore[arg-type]
     broken = compare(teacher, student, suite=suite, out=tmp_path / "broken", device="cpu", quiet=True)
