@@ -12,7 +12,7 @@ from statistics import median
 from perplexity_lies.engines.base import GenerateRequest, GenerateResult, ScoreRequest
 from perplexity_lies.guard.as_a_run import as_a_run, long_replies, stop_strings, truncation
 from perplexity_lies.guard.ends import end_token
-from perplexity_lies.guard.question import one_question
+from perplexity_lies.guard.question import one_question, times_over
 from perplexity_lies.guard.sampling import sampling
 from perplexity_lies.guard.subject import (
     CONTINUATION_TOKENS,
@@ -282,7 +282,7 @@ def chat_template(subject: Subject) -> Check:
     rendered = engine.render_chat([user(text)])
     before, found, _ = rendered.partition(text)
     faults = [] if found else ["the message is not in its rendering"]
-    times = _times_over(_bare(before))
+    times = times_over(_bare(before))
     if times > 1:
         faults.append(f"what opens the turn stands there {times} times")
     if engine.has_chat_template and rendered != engine.tokenizer.apply_chat_template(
@@ -301,11 +301,6 @@ def chat_template(subject: Subject) -> Check:
     return Check.counted(
         "chat template", len(faults), 0, f"{kind}: {'; '.join(faults) or 'applied once, nothing doubled'}"
     )
-
-
-def _times_over(text: str) -> int:
-    """How many times a text repeats one shorter text: 1 for most texts, 0 for an empty one."""
-    return len(text) // (text + text).index(text, 1) if text else 1
 
 
 def fingerprint(subject: Subject) -> list[ScoreRequest]:

@@ -8,28 +8,37 @@ it; the same messages render to the same text at any time of any day.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from perplexity_lies.errors import PliesError
 from perplexity_lies.guard.subject import CannotCheck, Check, Subject, user
 
-OTHER_DAY = datetime(2043, 11, 27, 21, 37, 58)
+OTHER_DAY = "2043-11-27T21:37:58"
 """A clock that shows this differs from any clock of today in every part."""
 ANSWER = "forty-two"
 
 
 @contextlib.contextmanager
-def another_day(tokenizer: Any) -> Iterator[None]:
-    """Inside, chat templates rendered by this tokenizer see `OTHER_DAY`, unless they are told a date of their own."""
-    render = tokenizer.apply_chat_template
-    tokenizer.apply_chat_template = functools.partial(render, strftime_now=OTHER_DAY.strftime)
+def another_day() -> Iterator[None]:
+    """Inside, chat templates see `OTHER_DAY` where nobody stops their clock.
+
+    transformers takes no clock as an argument of a template, so the name that its own reads is replaced for this moment.
+    """
+    from transformers.utils import chat_template_utils
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Self:
+            return cls.fromisoformat(OTHER_DAY)
+
+    real = chat_template_utils.datetime
+    chat_template_utils.datetime = Later
     try:
         yield
     finally:
-        del tokenizer.apply_chat_template
+        chat_template_utils.datetime = real
 
 
 def end_ids_of(subject: Subject) -> frozenset[int]:
@@ -64,6 +73,11 @@ def beginning(subject: Subject, rendered: str) -> list[str]:
     return faults
 
 
+def times_over(text: str) -> int:
+    """How many times a text repeats one shorter text: 1 for most texts, 0 for an empty one."""
+    return len(text) // (text + text).index(text, 1) if text else 1
+
+
 def open_turn(subject: Subject, rendered: str, text: str) -> list[str]:
     """What is wrong about the assistant's turn at the end of a rendered chat, by the tokenizer's own template."""
     own = subject.engine.tokenizer
@@ -79,7 +93,7 @@ def open_turn(subject: Subject, rendered: str, text: str) -> list[str]:
     opener = tail.removeprefix(bare).strip()
     if not opener and ANSWER in answered and before_answer.strip() != bare.strip():
         return ["the assistant's turn is not open"]
-    if opener and (bare.rstrip().endswith(opener) or tail.count(opener) > 1):
+    if opener and (bare.rstrip().endswith(opener) or tail.count(opener) > 1 or times_over(opener) > 1):
         return ["the assistant's turn is opened more than once"]
     return []
 
@@ -90,7 +104,7 @@ def unstable(subject: Subject, rendered: str, text: str) -> list[str]:
     if engine.render_chat([user(text)]) != rendered:
         faults.append("two renderings of one chat differ")
     if engine.has_chat_template:
-        with another_day(engine.tokenizer):
+        with another_day():
             if engine.render_chat([user(text)]) != rendered:
                 faults.append(
                     "the template writes the date or the clock into the prompt: another day, another question"

@@ -218,7 +218,7 @@ def cut_on_the_right(_: pytest.MonkeyPatch, engine: TorchEngine) -> None:
 
 def coarse_logits(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
     read = scoring._read
-    patch.setattr(scoring, "_read", lambda chunks, reads: read([chunk.bfloat16().float() for chunk in chunks], reads))
+    patch.setattr(scoring, "_read", lambda chunks, reads: read([(4 * chunk).round() / 4 for chunk in chunks], reads))
 
 
 def forked_positions(by: int) -> Break:

@@ -149,12 +149,13 @@ def growth_forgets_the_beginning(patch: pytest.MonkeyPatch, _: TorchEngine) -> N
     patch.setattr(slots.SlotLayer, "move", dropping)
 
 
-def late_rows_take_the_first_prompt(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
+def prompts_kept_by_length(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
+    """A prefix cache whose key is the length of a prompt: late rows get the state of another prompt as long."""
+
     def enter(original: Any, self: Any, begun: bool, slot: int, state: Any, row: int, length: int) -> None:
-        if not hasattr(self, "first"):
-            self.first = (state, row, length)
-        kept = self.first if begun and self.first[2] == length else (state, row, length)
-        original(self, slot, kept[0], kept[1], length)
+        self.seen = getattr(self, "seen", {})
+        kept = self.seen.setdefault(length, (state, row))
+        original(self, slot, *(kept if begun else (state, row)), length)
 
     after_begin(patch, "enter", enter)
 

@@ -35,7 +35,7 @@ PLANTED: dict[str, tuple[str, Break | type]] = {
     "late rows keep an old recurrent state": ("hybrid-kda", slots.late_rows_keep_an_old_state),
     "late rows keep an old state, Mamba-2": ("mamba2", slots.late_rows_keep_an_old_state),
     "late rows enter one token short": ("llama", slots.late_rows_enter_one_short),
-    "late rows take the first prompt's state": ("llama", slots.late_rows_take_the_first_prompt),
+    "prompts kept by their length": ("llama", slots.prompts_kept_by_length),
     "shrinking mixes up lengths": ("llama", slots.shrink_mixes_lengths),
     "shrinking forgets a layer": ("hybrid-kda", slots.shrink_forgets),
     "growing drops the last key": ("llama", slots.growth_drops_a_token),
