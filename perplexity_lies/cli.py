@@ -62,6 +62,10 @@ app = typer.Typer(
 
 CHECKPOINT = "Directory, hub id\\[@revision], builtin:teacher, or http://HOST:PORT/v1#MODEL."
 SuiteOption = Annotated[str, typer.Option("--suite", help="Name (see `plies suites`) or YAML file.")]
+AcceptGuard = Annotated[
+    bool,
+    typer.Option("--accept-guard", help="Exit with 0 although the artifact guard failed; the report still says so."),
+]
 
 
 @app.command("compare", epilog="plies compare Qwen/Qwen3-0.6B ./student --suite smoke --data ./hub --limit 200")
@@ -71,12 +75,14 @@ def compare_command(
     students: Annotated[list[str], typer.Argument(help="One or more, likewise.", metavar="STUDENT...")],
     suite: SuiteOption,
     options: RunOptions,
+    accept_guard: AcceptGuard = False,
 ) -> None:
     """Measure TEACHER and each STUDENT on every rung and report the gaps."""
     from perplexity_lies.api import compare as run_all
 
     found = run_all(teacher, *students, suite=suite, **_fields(options))
     _show(found, _folder(options.out, found))
+    _leave_by_guard([f"{failure.side}: {failure.check}" for failure in found.guard_failures], accept_guard)
 
 
 @app.command(
@@ -84,12 +90,17 @@ def compare_command(
 )
 @with_options(RunOptions, *RUN_OPTIONS)
 def evaluate_command(
-    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)], suite: SuiteOption, options: RunOptions
+    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
+    suite: SuiteOption,
+    options: RunOptions,
+    accept_guard: AcceptGuard = False,
 ) -> None:
     """Measure one CHECKPOINT on every rung into a run directory."""
     from perplexity_lies.run import evaluate as run_one
 
-    typer.echo(run_one(checkpoint, suite=suite, **_fields(options)).path)
+    run = run_one(checkpoint, suite=suite, **_fields(options))
+    typer.echo(run.path)
+    _leave_by_guard([name for name, check in run.manifest.guard.items() if check.passed is False], accept_guard)
 
 
 @app.command("report", epilog="plies report RUN_OF_TEACHER RUN_OF_STUDENT RUN_OF_ANOTHER")
@@ -216,6 +227,13 @@ def distill_command(context: typer.Context) -> None:
 
     guest = from_table(GUESTS["distill"], "plies distill cannot run", "torch")
     guest(args=context.args, prog_name="plies distill", standalone_mode=False, obj=measurer)
+
+
+def _leave_by_guard(failed: list[str], accepted: bool) -> None:
+    """Where the artifact guard failed, say so in the last line and leave with the gate's code, unless that is accepted."""
+    if failed:
+        typer.echo(printable(f"The guard failed ({'; '.join(failed)}): these numbers may be the engine's doing."))
+        raise typer.Exit(0 if accepted else EXIT_GATE_FAILED)
 
 
 def _folder(out: Path, comparison: Comparison) -> Path:

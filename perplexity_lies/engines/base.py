@@ -13,6 +13,7 @@ or chat template. This module needs no torch.
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -229,3 +230,11 @@ class Engine(abc.ABC):
     def takes_messages(self) -> bool:
         """Whether chats are sent as messages because the server applies the template."""
         return False
+
+    @contextlib.contextmanager
+    def fewer_slots(self, slots: int) -> Iterator[None]:
+        """Inside, at most `slots` rows decode together, so that a few rows take every path of many.
+
+        Changes nothing in an engine that does not choose how many do.
+        """
+        yield

@@ -140,6 +140,15 @@ class TorchEngine(Engine):
         return border
 
     @contextlib.contextmanager
+    def fewer_slots(self, slots: int) -> Iterator[None]:
+        before = self.options
+        self.options = replace(before, slots=min(slots, before.slots))
+        try:
+            yield
+        finally:
+            self.options = before
+
+    @contextlib.contextmanager
     def _memory_told(self) -> Iterator[None]:
         """Raise CheckpointError, saying what to type, when memory runs out and no batch can be halved."""
         try:

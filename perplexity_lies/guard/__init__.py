@@ -31,17 +31,24 @@ from dataclasses import dataclass
 from perplexity_lies.engines.base import CannotShare, Engine, ScoreResult
 from perplexity_lies.errors import PliesError
 from perplexity_lies.guard.checks import CHECKS, fingerprint, weights
+from perplexity_lies.guard.coverage import NOT_LOOKED_AT, not_looked_at
 from perplexity_lies.guard.subject import TEXTS, CannotCheck, Check, Subject, Tolerance
 from perplexity_lies.record.journal import entry
 from perplexity_lies.record.manifest import GuardFacts, Rounding
 
-__all__ = ["Check", "Guarded", "guard", "nats_by_key", "weights_unchanged"]
+__all__ = ["Check", "Guarded", "first_failed", "guard", "nats_by_key", "weights_unchanged"]
 
 EXACT = Tolerance(nats=1e-4, cached_nats=1e-3, margin=1e-3)
 """In float32; no dtype has smaller ones."""
 
 ROUNDINGS = 6.0
 """Below float32, tolerances are this many units in the last place of the checkpoint's largest logits."""
+
+TYPICAL_ROUNDINGS = 1.1
+"""Below float32, half of many tokens or stretches must lie within this many units (`typical.py`)."""
+
+STRANGE = 0.02
+"""Below float32, share of the tokens of long replies that may lie further behind the greedy one than `ROUNDINGS` units."""
 
 UNSEEN = Tolerance(nats=0.5, cached_nats=0.5, margin=0.0, replies=0.2)
 """For an engine that does not show its model: its dtype and its sure tokens are unknown."""
@@ -58,6 +65,8 @@ class Guarded:
     """Log-likelihoods of fixed texts under these weights; empty for an engine that cannot score."""
     rounding: Rounding
     """How far rounding may move this engine's numbers."""
+    not_looked_at: tuple[str, ...] = ()
+    """What no check looked at."""
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -65,8 +74,10 @@ class Guarded:
         return tuple(check for check in self.checks if check.passed is False)
 
     def describe(self) -> dict[str, GuardFacts]:
-        """What the manifest records: name of the check -> what it found."""
-        return {name: facts for check in self.checks for name, facts in check.describe().items()}
+        """What the manifest records: name of the check -> what it found; and what no check looked at."""
+        found = {name: facts for check in self.checks for name, facts in check.describe().items()}
+        beyond = GuardFacts(passed=None, measured=None, tolerance=None, detail="; ".join(self.not_looked_at))
+        return {**found, NOT_LOOKED_AT: beyond}
 
 
 def _tolerance(dtype: str, rounding: float) -> Tolerance:
@@ -79,6 +90,8 @@ def _tolerance(dtype: str, rounding: float) -> Tolerance:
         cached_nats=max(EXACT.cached_nats, bar),
         margin=max(EXACT.margin, bar),
         cached_median=True,
+        typical_nats=max(EXACT.cached_nats, TYPICAL_ROUNDINGS * rounding),
+        strange=STRANGE,
     )
 
 
@@ -111,6 +124,24 @@ def weights_unchanged(engine: Engine, earlier: Sequence[Mapping[str, float]]) ->
         return _unchecked("weights", why)
 
 
+def first_failed(engine: Engine, *only: str) -> Check | None:
+    """The first check (of those named in `only`, if any) that does not pass, None where all do; later ones are not made.
+
+    For those who plant faults. A run wants every check (`guard`).
+    """
+    subject = _subject(engine, full=False)
+    for check in CHECKS:
+        if only and check.__name__.replace("_", " ") not in only:
+            continue
+        try:
+            found = check(subject)
+        except (CannotCheck, CannotShare, PliesError):
+            continue
+        if found.passed is False:
+            return found
+    return None
+
+
 def guard(engine: Engine, *, full: bool = False, prompts: Sequence[str] = ()) -> Guarded:
     """Run every check on `engine`.
 
@@ -133,4 +164,9 @@ def guard(engine: Engine, *, full: bool = False, prompts: Sequence[str] = ()) ->
             checks.append(_unchecked(check.__name__.replace("_", " "), why))
     checks.append(weights_unchanged(engine, [nats_by_key(loaded)]))
     rounding = Rounding(nats=subject.tolerance.nats, margin=subject.tolerance.margin)
-    return Guarded(checks=tuple(checks), fingerprint=loaded, rounding=rounding)
+    return Guarded(
+        checks=tuple(checks),
+        fingerprint=loaded,
+        rounding=rounding,
+        not_looked_at=tuple(not_looked_at(checks, shown=engine.shown is not None)),
+    )

@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from perplexity_lies.engines.base import GenerateRequest, GenerateResult, ScoreRequest
+from perplexity_lies.guard.as_a_run import as_a_run, long_replies, stop_strings, truncation
 from perplexity_lies.guard.ends import end_token
+from perplexity_lies.guard.question import one_question, times_over
+from perplexity_lies.guard.sampling import sampling
 from perplexity_lies.guard.subject import (
     CONTINUATION_TOKENS,
     UNREADABLE,
@@ -20,6 +23,7 @@ from perplexity_lies.guard.subject import (
     Subject,
     user,
 )
+from perplexity_lies.guard.typical import own_cache, typical
 
 FINGERPRINT_TOKENS = 32
 """Longest text of the fingerprint."""
@@ -116,7 +120,13 @@ def shared_prefixes(subject: Subject) -> Check:
         requests += [ScoreRequest(context_ids=context, continuation_ids=ending) for ending in endings]
     worst = _worst(subject, requests)
     detail = f"{len(requests)} continuations below one header: up to {worst:.2g} nats from scored alone"
-    return _nats("shared prefixes", subject, worst, detail)
+    if subject.reference is None or not subject.tolerance.cached_median:
+        return _nats("shared prefixes", subject, worst, detail)
+    found = subject.score(requests)
+    own = [subject.reference.score(*_pair(request)).nats for request in requests]
+    measured, bar, how = typical(subject, [[abs(a.loglikelihood_nats - b)] for a, b in zip(found, own, strict=True)])
+    detail += f"; {how} {measured:.2g} nats from full forward passes (at most {bar:.2g})"
+    return _nats("shared prefixes", subject, worst, detail, also=measured <= bar)
 
 
 def prompt_isolation(subject: Subject) -> Check:
@@ -138,12 +148,7 @@ def cached_against_full(subject: Subject) -> Check:
     """The model's own cache, token by token, and the engine's greedy replies agree with full forward passes."""
     if subject.reference is None:
         raise CannotCheck("this engine does not show its model")
-    apart: list[float] = []
-    for text in subject.texts:
-        ids = subject.encoded(text)
-        half = (len(ids) + 1) // 2
-        stepwise = subject.reference.logits_token_by_token(ids, half)
-        apart += subject.reference.apart_nats(subject.reference.logits([ids])[0][half:], stepwise[half:])
+    apart = subject.once("own cache", lambda: own_cache(subject))
     tolerance = subject.tolerance
     worst = median(apart) if tolerance.cached_median else max(apart)
     probes = _sure([subject.probe(text) for text in subject.texts], 1)
@@ -277,7 +282,7 @@ def chat_template(subject: Subject) -> Check:
     rendered = engine.render_chat([user(text)])
     before, found, _ = rendered.partition(text)
     faults = [] if found else ["the message is not in its rendering"]
-    times = _times_over(_bare(before))
+    times = times_over(_bare(before))
     if times > 1:
         faults.append(f"what opens the turn stands there {times} times")
     if engine.has_chat_template and rendered != engine.tokenizer.apply_chat_template(
@@ -296,11 +301,6 @@ def chat_template(subject: Subject) -> Check:
     return Check.counted(
         "chat template", len(faults), 0, f"{kind}: {'; '.join(faults) or 'applied once, nothing doubled'}"
     )
-
-
-def _times_over(text: str) -> int:
-    """How many times a text repeats one shorter text: 1 for most texts, 0 for an empty one."""
-    return len(text) // (text + text).index(text, 1) if text else 1
 
 
 def fingerprint(subject: Subject) -> list[ScoreRequest]:
@@ -334,5 +334,11 @@ CHECKS: tuple[Callable[[Subject], Check], ...] = (
     negative_control,
     end_token,
     chat_template,
+    one_question,
+    as_a_run,
+    long_replies,
+    truncation,
+    stop_strings,
+    sampling,
 )
 """Every check except `weights`, which also takes earlier log-likelihoods."""

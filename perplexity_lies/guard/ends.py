@@ -10,7 +10,7 @@ from perplexity_lies.guard.subject import REPLY_TOKENS, SHORT_PROBES, UNREADABLE
 
 END_REPLY_TOKENS = 32
 """Without a shown model: most tokens of a reply in which an end token may come up."""
-MOST_END_IDS = 3
+MOST_END_IDS = 8
 """End tokens tried, of a checkpoint that states more."""
 
 
@@ -22,15 +22,18 @@ def end_token(subject: Subject) -> Check:
         raise CannotCheck("the checkpoint states no end token")
     probes = [subject.probe(text) for text in subject.texts[:SHORT_PROBES]]
     requests = [probe.request(REPLY_TOKENS) for probe in probes]
-    compared = missed = 0
-    for end_id in sorted(subject.reference.end_ids)[:MOST_END_IDS]:
+    compared = missed = shown = 0
+    for at, end_id in enumerate(sorted(subject.reference.end_ids)[:MOST_END_IDS]):
         for from_call in (0, 2):
             with subject.reference.nudged(end_id, from_call):
-                replies = [subject.reply([request])[0] for request in requests]
+                replies = [subject.reply([request])[0] for request in (requests if at == 0 else requests[:1])]
             compared += len(replies)
             missed += sum(r.finish_reason != "stop" or r.completion_tokens > from_call + 1 for r in replies)
-    detail = f"{compared} replies whose next token was made an end token: {missed} went on"
-    return Check.counted("end token", missed, 0, detail)
+            shown += sum(bool(r.token_ids) and r.text != subject.decode(r.token_ids) for r in replies)
+    detail = (
+        f"{compared} replies whose next token was made an end token: {missed} went on, {shown} show it in their text"
+    )
+    return Check.counted("end token", missed + shown, 0, detail)
 
 
 def _end_token_by_score(subject: Subject) -> Check:

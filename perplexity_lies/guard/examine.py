@@ -43,4 +43,5 @@ def render(found: Guarded) -> RenderableType:
     else:
         left = sum(check.passed is None for check in found.checks)
         said = Text(f"The guard passed{f'; {left} checks could not be made' if left else ''}.", style="bold")
-    return Group(table, Text(), said)
+    beyond = [Text(f"Not looked at: {sentence}.", style="dim") for sentence in found.not_looked_at]
+    return Group(table, Text(), *beyond, Text(), said)

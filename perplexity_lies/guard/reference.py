@@ -73,16 +73,7 @@ class Reference:
 
     def score(self, context: Sequence[int], continuation: Sequence[int]) -> Scored:
         """Log-likelihood of `continuation` after `context`, from one full forward pass over both."""
-        logits = self.logits([[*context, *continuation]])[0][len(context) - 1 : -1]
-        wanted = torch.tensor(continuation)
-        nats = logits.double().log_softmax(-1).gather(-1, wanted[:, None]).sum()
-        best = logits.topk(2)
-        own = logits.gather(-1, wanted[:, None])[:, 0]
-        is_first = best.indices[:, 0] == wanted
-        margins = torch.where(is_first, best.values[:, 0] - best.values[:, 1], best.values[:, 0] - own)
-        # One position is enough to turn the flag off; to turn it on, every position that is not greedy must turn.
-        greedy = bool(is_first.all())
-        return Scored(float(nats), greedy, float(margins.min() if greedy else margins[~is_first].max()))
+        return scored(self.logits([[*context, *continuation]])[0][len(context) - 1 : -1], continuation)
 
     def greedy(self, prompt: Sequence[int], most_tokens: int) -> Greedy:
         """Up to `most_tokens` greedy tokens after `prompt`, one full forward pass each; stops at an end token."""
@@ -143,6 +134,19 @@ class Reference:
     def can_nudge(self) -> bool:
         """Whether the model has an output projection that can be hooked."""
         return self.model.get_output_embeddings() is not None
+
+
+def scored(logits: torch.Tensor, continuation: Sequence[int]) -> Scored:
+    """Log-likelihood of `continuation` off the logits [its tokens, vocabulary] that lead to each of its tokens."""
+    wanted = torch.tensor(list(continuation))
+    nats = logits.double().log_softmax(-1).gather(-1, wanted[:, None]).sum()
+    best = logits.topk(2)
+    own = logits.gather(-1, wanted[:, None])[:, 0]
+    is_first = best.indices[:, 0] == wanted
+    margins = torch.where(is_first, best.values[:, 0] - best.values[:, 1], best.values[:, 0] - own)
+    # One position is enough to turn the flag off; to turn it on, every position that is not greedy must turn.
+    greedy = bool(is_first.all())
+    return Scored(float(nats), greedy, float(margins.min() if greedy else margins[~is_first].max()))
 
 
 def stated_end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

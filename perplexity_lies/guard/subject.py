@@ -8,15 +8,17 @@ second best is more than rounding can move.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message, ScoreRequest, ScoreResult
 from perplexity_lies.record.manifest import GuardFacts, Rounding
 
 if TYPE_CHECKING:
     from perplexity_lies.guard.reference import Greedy, Reference
+
+T = TypeVar("T")
 
 REPLY_TOKENS = 6
 """Most tokens of a reply to a probe."""
@@ -63,6 +65,10 @@ class Tolerance(Rounding):
     """Between the log-probabilities of one token from the model's own cache and from a full forward pass."""
     cached_median: bool = False
     """Whether `cached_nats` must hold for the median token only."""
+    typical_nats: float = 0.0
+    """Below float32: for the median of many tokens or continuations, of which single ones may be far out."""
+    strange: float = 0.0
+    """Share of the tokens of long greedy replies that may lie more than `margin` behind the likeliest."""
     replies: float = 0.0
     """Share of replies that may differ; above 0 where the sure tokens are unknown."""
 
@@ -172,6 +178,13 @@ class Subject:
         if request.key not in self._alone:
             self._alone[request.key] = self.reply([request])[0]
         found: GenerateResult = self._alone[request.key]
+        return found
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` returns, made at the first call for this name."""
+        if name not in self._alone:
+            self._alone[name] = make()
+        found: T = self._alone[name]
         return found
 
     def decode(self, ids: Sequence[int]) -> str:

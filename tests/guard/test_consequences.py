@@ -16,6 +16,8 @@ from rich.console import Console
 
 from perplexity_lies.api import compare
 from perplexity_lies.cli import main
+from perplexity_lies.engines import generation
+from perplexity_lies.engines.decoding import decode_text
 from perplexity_lies.read.comparison import load_comparison
 from perplexity_lies.read.gate import Outcome, decide
 from perplexity_lies.run import evaluate
@@ -89,6 +91,39 @@ def test_a_run_is_not_continued_with_other_weights_unseen(
     assert mixed.manifest.guard["weights"].passed is False
 
 
+def test_a_run_whose_guard_failed_ends_with_it(
+    family_checkpoint: Callable[..., Path],
+    suite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["evaluate", str(family_checkpoint("llama")), "--suite", str(suite), "--device", "cpu"]
+
+    def left(*more: str) -> tuple[Any, str]:
+        with pytest.raises(SystemExit) as code:
+            main([*command, *more])
+        return code.value.code, capsys.readouterr().out.splitlines()[-1]
+
+    assert left("--out", str(tmp_path / "sound"))[0] == 0
+    stop_kept_in(monkeypatch)
+    code, last = left("--out", str(tmp_path / "broken"))
+    assert code == 1 and "The guard failed (stop strings)" in last
+    code, last = left("--out", str(tmp_path / "broken"), "--accept-guard")
+    assert code == 0 and "The guard failed (stop strings)" in last
+
+
+def stop_kept_in(patch: pytest.MonkeyPatch) -> None:
+    """The text of a reply is not cut at its stop string."""
+    result_of = generation.result_of
+
+    def uncut(row: Any, tokenizer: Any, context_tokens: int) -> Any:
+        found = result_of(row, tokenizer, context_tokens)
+        return dataclasses.replace(found, text=decode_text(tokenizer, row.ids))
+
+    patch.setattr(generation, "result_of", uncut)
+
+
 def test_doctor_prints_what_it_measured_and_exits_by_it(
     family_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +132,7 @@ def test_doctor_prints_what_it_measured_and_exits_by_it(
         main(command)
     said = capsys.readouterr().out
     assert sound.value.code == 0 and "The guard passed." in said and "negative control" in said
+    assert "Not looked at: what every path shares" in said
     convolution_not_forked(monkeypatch, None)  # type: ignore[arg-type]
     with pytest.raises(SystemExit) as broken:
         main(command)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from perplexity_lies.engines.torch import TorchEngine
-from perplexity_lies.guard import guard
+from perplexity_lies.guard import _subject, first_failed, guard
+from perplexity_lies.guard.ends import end_token
 from perplexity_lies.guard.subject import Check
 
 from .faults import (
@@ -17,7 +18,6 @@ from .faults import (
     Opaque,
     TemplateTwice,
     convolution_not_forked,
-    failed,
     logits_shifted_in_the_model,
     logits_shifted_in_the_scorer,
     mask_dropped_in_generation,
@@ -28,7 +28,7 @@ from .faults import (
 def test_a_new_engine_that_shows_its_model_is_guarded_as_torch_is(opened: Callable[..., TorchEngine]) -> None:
     engine = opened("hybrid-kda")
     glass, torch_ = guard(Glass(engine)), guard(engine)
-    assert [check.passed for check in glass.checks] == [True] * 11
+    assert [check.passed for check in glass.checks] == [True] * 17
     assert measures(glass.checks) == measures(torch_.checks) and glass.rounding == torch_.rounding
 
 
@@ -41,19 +41,16 @@ def test_a_fault_that_only_the_model_shows_is_caught_in_a_new_engine(
 ) -> None:
     engine = opened("llama")
     logits_shifted_in_the_model(monkeypatch, engine)
-    assert "cached against full" in failed(guard(Glass(engine)))
-    assert "cached against full" not in failed(guard(Opaque(engine)))
+    assert first_failed(Glass(engine), "cached against full") is not None
+    assert first_failed(Opaque(engine), "cached against full") is None
 
 
 def test_an_engine_without_its_model_is_asked_what_it_can_be_asked(opened: Callable[..., TorchEngine]) -> None:
     found = {check.name: check for check in guard(Opaque(opened("hybrid-kda"))).checks}
     assert [check.detail for check in found.values() if check.passed is False] == []
     unchecked = {name for name, check in found.items() if check.passed is None}
-    assert (
-        {"scored position", "cached against full"}
-        <= unchecked
-        <= {"scored position", "cached against full", "end token"}
-    )
+    inside = {"scored position", "cached against full", "long replies", "truncation", "sampling"}
+    assert inside <= unchecked <= {*inside, "end token"}
     assert "does not show its model" in found["scored position"].detail
 
 
@@ -81,12 +78,13 @@ def test_faults_show_without_the_model(
     engine = opened(family, kind=plant) if isinstance(plant, type) else opened(family)
     if not isinstance(plant, type):
         plant(monkeypatch, engine)
-    assert check in failed(guard(Opaque(engine)))
+    found = first_failed(Opaque(engine), check)
+    assert found is not None and found.name == check
 
 
 def test_an_end_token_is_looked_for_where_a_reply_comes_to_one(opened: Callable[..., TorchEngine]) -> None:
     engine = opened("gpt2", seed=1)
-    found = {check.name: check for check in guard(Opaque(engine)).checks}
-    assert found["end token"].passed, "this seed must have replies that end"
+    subject = _subject(Opaque(engine), full=False)
+    assert end_token(subject).passed, "this seed must have replies that end"
     engine.end_ids = frozenset()
-    assert "end token" in failed(guard(Opaque(engine)))
+    assert first_failed(Opaque(engine), "end token") is not None
