@@ -68,7 +68,10 @@ def tasks() -> list[dict[str, Any]]:
         _both(
             "truthfulqa_mc1",
             {"lm_eval": "truthfulqa/truthfulqa_mc1.yaml", "dataset": "truthfulqa/truthful_qa", "item": "{{ question }}"},
-            {"evalscope": "truthful_qa", "dataset": "truthfulqa/truthful_qa", "metric": "multi_choice_acc", "item": "{{ question }}"},
+            {
+                "evalscope": "truthful_qa", "dataset": "truthfulqa/truthful_qa", "metric": "multi_choice_acc",
+                "item": "{{ question }}",
+            },
         ),
     ]  # fmt: skip
     for subject in BBH:

@@ -96,6 +96,10 @@ def _reply(record: ItemRecord) -> dict[str, Any]:
         "finish_reason": record.finish_reason,
         "completion_tokens": record.completion_tokens,
         "fragile": record.fragile,
+        "cut": record.truncated_prompt_tokens,
+        "beyond": record.beyond_context_tokens,
+        "never": record.never_right,
+        "prefix": record.reply_prefix,
         "error": shortened(record.error),
         "others": [_reading(other) for other in others],
     }

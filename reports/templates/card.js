@@ -51,17 +51,20 @@ const readAs = (reading, label) =>
     make("span", "none", ` (${[reading.rule, reading.extractor].filter(Boolean).join(", ")})`));
 
 const replyBlock = (side, reply, several, written) => {
-  const facts = [`score ${reply.score}`, reply.finish_reason, reply.completion_tokens ? `${reply.completion_tokens} tokens` : ""];
+  const facts = [`score ${reply.score}`, reply.finish_reason, reply.completion_tokens ? `${reply.completion_tokens} tokens` : "",
+    reply.cut ? `${reply.cut} tokens of its prompt cut` : "", reply.beyond ? `${reply.beyond} tokens beyond the context` : ""];
   if (several) facts.push(`seed ${reply.seed}`);
   const head = make("h4", "", make("b", "", SIDES[side].label), statusChip(reply.status), fragileChip(reply.fragile),
     facts.filter(Boolean).join(" · "));
   const error = reply.error ? make("p", "gold", ...shown(reply.error)) : null;
+  const never = reply.never ? make("p", "gold", `Right for no checkpoint: ${reply.never}`) : null;
+  const opened = reply.prefix ? make("span", "cut-out", `${reply.prefix} (in the prompt)`) : "";
   const others = (reply.others || []).map((other) => {
     const line = readAs(other, "also read as");
     line.append(` score ${other.score} `, other.status === "scored" ? "" : statusChip(other.status));
     return line;
   });
-  return make("div", "", head, error, written ? make("pre", "", ...(reply.text ? shown(reply.text) : ["(empty)"])) : null,
+  return make("div", "", head, error, never, written ? make("pre", "", opened, ...(reply.text ? shown(reply.text) : ["(empty)"])) : null,
     readAs(reply, "read as"), ...others);
 };
 
@@ -105,7 +108,7 @@ const rungBlock = (item, rung, texts) => {
   const parts = [heading, make("pre", "", ...shown(asked.prompt)), make("p", "gold", "gold: ", make("b", "", ...shown(asked.gold)))];
   if (asked.choices.length) parts.push(choiceTable(asked));
   const written = rung.replies || !asked.choices.length;
-  const odd = asked.sides.flat().some((reply) => reply.status !== "scored" || reply.fragile || reply.others || reply.error);
+  const odd = asked.sides.flat().some((reply) => reply.status !== "scored" || reply.fragile || reply.others || reply.error || reply.cut || reply.never);
   const gone = asked.sides.some((replies) => !replies.length) || asked.prompts;
   if (written || odd || gone) parts.push(make("div", "two", ...SIDES.map((_, side) => column(asked, side, written))));
   const long = [asked.prompt, ...asked.sides.flat().map((reply) => reply.text)].some(Array.isArray);
