@@ -26,6 +26,7 @@ ASKED_FORMS = (re.compile(r"answer\s*\**\s*[:：]", re.IGNORECASE), re.compile(r
 """Forms of an answer that evalscope's prompts ask for. A reply without any that its prompt names was read some other way."""
 
 LAST_LETTER = f"{FALLBACK}: last capital letter anywhere"
+ASKED_FORM = "in the form that the prompt asks for"
 OTHER_FORM = f"{FALLBACK}: not in the form that the prompt asks for"
 
 
@@ -170,12 +171,14 @@ def record_of(
 
 
 def _rule(question: Question, text: str, fell_back: bool) -> str:
-    """Which of evalscope's rules read a reply, where that can be told: only its fallbacks can."""
+    """Which of evalscope's rules read a reply, as far as its prompt and its fallback tell."""
     if fell_back:
         return LAST_LETTER
     prompt = question.messages[-1]["content"]
     asked = [form for form in ASKED_FORMS if form.search(prompt)]
-    return OTHER_FORM if asked and not any(form.search(text) for form in asked) else ""
+    if not asked:
+        return ""
+    return ASKED_FORM if any(form.search(text) for form in asked) else OTHER_FORM
 
 
 def _reading(

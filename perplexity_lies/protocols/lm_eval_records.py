@@ -16,9 +16,17 @@ from perplexity_lies.digests import canonical_json, sha256_text
 from perplexity_lies.errors import UsageError
 from perplexity_lies.protocols.base import fill, refuse_scale
 from perplexity_lies.protocols.loglikelihood import Loglikelihood
-from perplexity_lies.protocols.ranking import is_fragile, ranked_first
+from perplexity_lies.protocols.ranking import MUTUAL_INFORMATION, is_fragile, ranked_first
 from perplexity_lies.record.manifest import Rounding
 from perplexity_lies.record.records import ItemRecord, Reading, Status
+
+RULES = {
+    "acc": "highest log-likelihood",
+    "acc_norm": "highest log-likelihood a character",
+    "acc_bytes": "highest log-likelihood a byte",
+    MUTUAL_INFORMATION: "highest log-likelihood less that without the question",
+}
+"""lm-eval's metric -> what ranks a choice first."""
 
 Pair = tuple[str, str]
 """(context, continuation), as lm-eval asks."""
@@ -67,7 +75,8 @@ def record_of_sample(
     )
     gold = gold_index_of(task, doc) if ranked else 0
     lost = next((heard.lost[pair] for pair in pairs if pair in heard.lost), None)
-    nats = [] if lost else [float(answer[0]) for answer in answers][: len(choices)]
+    every = [] if lost else [float(answer[0]) for answer in answers]
+    nats, alone = every[: len(choices)], every[len(choices) :]
     prompt = heard.messages.get(pairs[0][0]) or _common_prefix([context for context, _ in pairs])
     return ItemRecord(
         task=spec.name,
@@ -81,10 +90,10 @@ def record_of_sample(
         gold=choices[gold],
         choices=tuple(choices),
         gold_index=gold,
-        readings=(_reading(sample, spec.name, settings, choices, nats, lost[0] if lost else Status.SCORED),),
+        readings=(_reading(sample, spec.name, settings, choices, nats, alone, lost[0] if lost else Status.SCORED),),
         choice_loglikelihoods_nats=tuple(nats),
         choice_is_greedy=() if lost else tuple(bool(answer[1]) for answer in answers)[: len(choices)],
-        fragile=is_fragile(nats, choices, settings.metric, rounding.nats),
+        fragile=is_fragile(nats, choices, settings.metric, rounding.nats, alone),
         prompt_tokens=max(heard.tokens[pair][0] for pair in pairs),
         truncated_prompt_tokens=max(heard.tokens[pair][1] for pair in pairs),
         bos_before_template=heard.bos_added and all(context in heard.messages for context, _ in pairs),
@@ -109,6 +118,7 @@ def _reading(
     settings: Loglikelihood,
     choices: Sequence[str],
     nats: Sequence[float],
+    alone: Sequence[float],
     status: Status,
 ) -> Reading:
     """lm-eval's metrics of a sample, and the choice ranked first; a score of 0 where `status` is not `scored`."""
@@ -129,7 +139,8 @@ def _reading(
         score=scores[settings.metric],
         metric=settings.metric,
         scores=scores,
-        answer=choices[ranked_first(nats, choices, settings.metric)],
+        answer=choices[ranked_first(nats, choices, settings.metric, alone)],
+        rule=RULES.get(settings.metric, ""),
     )
 
 

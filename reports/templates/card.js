@@ -15,9 +15,9 @@ const marks = (item, rung) => {
 const statusChip = (status) => make("span", `chip${status === "scored" ? "" : " odd"}`, status);
 const fragileChip = (fragile) => (fragile ? make("span", "chip odd", "fragile") : null);
 
-// Bars compare what was ranked: shares by log-likelihood, or, where length was divided out, the mean probability of a character.
+// Bars compare what was ranked: shares by log-likelihood, or, where length was divided out, the mean probability of a character or byte.
 const barShares = (reply) => {
-  if (reply.per_character) return reply.per_character.map(Math.exp);
+  if (reply.per_unit) return reply.per_unit.map((value) => (value === null ? 0 : Math.exp(value)));
   const top = Math.max(...reply.nats);
   const weights = reply.nats.map((value) => Math.exp(value - top));
   const total = weights.reduce((sum, weight) => sum + weight, 0);
@@ -30,9 +30,9 @@ const natsCell = (reply, i) => {
   const bar = make("span", "bar");
   bar.style.width = `${(100 * barShares(reply)[i]).toFixed(1)}%`;
   const line = make("td", `nats${first ? " first" : ""}`, `${reply.nats[i].toFixed(3)} nats`);
-  if (reply.per_character) line.append(" ", make("span", "per", `${reply.per_character[i].toFixed(3)} a character`));
+  if ((reply.per_unit?.[i] ?? null) !== null) line.append(" ", make("span", "per", `${reply.per_unit[i].toFixed(3)} a ${reply.unit}`));
   if (first) line.append(" ", make("span", "chip", "ranked first"));
-  line.append(make("span", "track", bar));
+  if (!reply.unbarred) line.append(make("span", "track", bar)); // what another metric ranks by, a bar of these would contradict
   return line;
 };
 
