@@ -33,6 +33,9 @@ from perplexity_lies.rungs import GENERATION, LOGLIKELIHOOD
 NATS = 1e-3
 """Largest difference of a continuation's log-likelihood that counts as equal."""
 
+RENAMED = {"default": "winogrande"}
+"""Stem of an lm-eval task's file -> the task, where they differ."""
+
 EVALSCOPE = """
 import json, sys
 from evalscope import TaskConfig, run_task
@@ -47,10 +50,10 @@ run_task(TaskConfig(
 
 def plain_lm_eval(checkpoint: Path, suite: Suite, hub: Path, limit: int, work: Path) -> dict[str, list[dict[str, Any]]]:
     """Samples of plain `lm_eval`, by task of the suite."""
-    settings = {task.name: Loglikelihood.of(task) for task in suite.tasks}
+    settings = {task.name: Loglikelihood.of(task) for task in suite.tasks_on(LOGLIKELIHOOD)}
     stock = {name: Path(own.lm_eval or own.lm_eval_file).stem for name, own in settings.items()}
-    stock["winogrande"] = "winogrande"
-    own = suite.path.parent / "lm_eval"
+    stock |= {name: RENAMED[task] for name, task in stock.items() if task in RENAMED}
+    own = load_suite("smoke").path.parent / "lm_eval"
     subprocess.run(
         [
             sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32",
@@ -93,11 +96,10 @@ def offline() -> dict[str, str]:
 
 def compare_loglikelihood(task: TaskSpec, ours: list[ItemRecord], plain: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts of items that agree, and the largest difference in nats."""
-    by_item = {record.item: record for record in ours}
-    same, largest, missing = 0, 0.0, 0
-    for sample in plain:
-        record = by_item.get(item_name(Loglikelihood.of(task).item, sample["doc"], task.name))
-        if record is None:
+    same, largest, missing = 0, 0.0, len(plain) - len(ours)
+    for record, sample in zip(ours, sorted(plain, key=lambda sample: int(sample["doc_id"])), strict=False):
+        name = item_name(Loglikelihood.of(task).item, sample["doc"], task.name)
+        if record.item.partition(" #")[0] != name:
             missing += 1
             continue
         theirs = [float(response[0][0]) for response in sample["resps"]]
@@ -137,44 +139,47 @@ def main() -> None:
         print(f"parity_smoke: skipped (no mirror at {asked.data})")
         return
     suite, hub = load_suite("smoke"), asked.data.resolve()
-    table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for checkpoint in (path.resolve() for path in asked.checkpoints):
-            run = evaluate(
-                str(checkpoint),
-                suite="smoke",
-                data=hub,
-                limit=asked.limit,
-                out=Path(scratch) / "ours",
-                dtype="float32",
-                device="cpu",
-            )
-            records = list(run.records())
-            work = Path(scratch) / f"lm-eval-{checkpoint.name}"
-            work.mkdir()
-            samples = plain_lm_eval(checkpoint, suite, hub, asked.limit, work)
-            for task in suite.tasks:
-                work = Path(scratch) / f"evalscope-{checkpoint.name}-{task.name}"
-                work.mkdir()
-                reviews = plain_evalscope(
-                    checkpoint, task, folder_of(hub, Generation.of(task).dataset), asked.limit, work
-                )
-                ours = {
-                    rung: [r for r in records if r.task == task.name and r.rung == rung]
-                    for rung in (LOGLIKELIHOOD, GENERATION)
-                }
-                row = {
-                    LOGLIKELIHOOD: compare_loglikelihood(task, ours[LOGLIKELIHOOD], samples[task.name]),
-                    GENERATION: compare_generation(ours[GENERATION], reviews),
-                }
-                table.setdefault(checkpoint.name, {})[task.name] = row
-                print(checkpoint.name, task.name, json.dumps(row), flush=True)
-    equal = all(row[p]["equal"] == row[p]["items"] for tasks in table.values() for row in tasks.values() for p in row)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(
-        json.dumps({"limit": asked.limit, "all_equal": equal, "checkpoints": table, **provenance()}, indent=1) + "\n"
+        table = {
+            checkpoint.name: compare_checkpoint(checkpoint.resolve(), suite, hub, asked.limit, Path(scratch))
+            for checkpoint in asked.checkpoints
+        }
+    conclude(table, asked.limit, asked.out)
+
+
+def compare_checkpoint(checkpoint: Path, suite: Suite, hub: Path, limit: int, scratch: Path) -> dict[str, Any]:
+    """Task -> rung -> counts, each task printed as it is done."""
+    run = evaluate(
+        str(checkpoint), suite=suite.path, data=hub, limit=limit, out=scratch / "ours", dtype="float32", device="cpu"
     )
-    print("all equal" if equal else "DIFFERENCES", asked.out)
+    records = list(run.records())
+    work = scratch / f"lm-eval-{checkpoint.name}"
+    work.mkdir()
+    samples = plain_lm_eval(checkpoint, suite, hub, limit, work)
+    table = {}
+    for task in suite.tasks:
+        row = {}
+        ours = {rung: [r for r in records if r.task == task.name and r.rung == rung] for rung in task.rungs}
+        if LOGLIKELIHOOD in task.rungs:
+            row[LOGLIKELIHOOD] = compare_loglikelihood(task, ours[LOGLIKELIHOOD], samples[task.name])
+        if GENERATION in task.rungs:
+            work = scratch / f"evalscope-{checkpoint.name}-{task.name}"
+            work.mkdir()
+            reviews = plain_evalscope(checkpoint, task, folder_of(hub, Generation.of(task).dataset), limit, work)
+            row[GENERATION] = compare_generation(ours[GENERATION], reviews)
+        table[task.name] = row
+        print(checkpoint.name, task.name, json.dumps(row), flush=True)
+    return table
+
+
+def conclude(table: dict[str, Any], limit: int, out: Path) -> None:
+    """Write the table, say whether all is equal, and exit."""
+    rows = [row[rung] for tasks in table.values() for row in tasks.values() for rung in row]
+    equal = all(row["equal"] == row["items"] for row in rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = {"limit": limit, "items": sum(row["items"] for row in rows), "all_equal": equal, "checkpoints": table}
+    out.write_text(json.dumps({**found, **provenance()}, indent=1) + "\n")
+    print("all equal" if equal else "DIFFERENCES", out)
     sys.exit(0 if equal else 1)
 
 

@@ -12,6 +12,7 @@ import io
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,8 +30,10 @@ from perplexity_lies.errors import (
     printable,
 )
 from perplexity_lies.options import ENGINE_OPTIONS, RUN_OPTIONS, RunOptions, with_options
+from perplexity_lies.rungs import RUNGS
 
 if TYPE_CHECKING:
+    from perplexity_lies.catalogue.tasks import Suite
     from perplexity_lies.read.comparison import Comparison
 
 GUESTS = {
@@ -156,7 +159,9 @@ def gate_command(
 @app.command("suites")
 @with_options(RunOptions, "data")
 def suites_command(
-    options: RunOptions, name: Annotated[str | None, typer.Argument(help="One suite, in full.")] = None
+    options: RunOptions,
+    name: Annotated[str | None, typer.Argument(help="One suite, or its file: in full.")] = None,
+    metrics: Annotated[bool, typer.Option("--metrics", help="What `metric:` may be in each task, by rung.")] = False,
 ) -> None:
     """List the suites, or show one: its tasks, how each is asked, and its datasets."""
     from perplexity_lies.catalogue.mirror import open_mirror
@@ -168,6 +173,10 @@ def suites_command(
             typer.echo(f"{known:<12} {suite.title}: {', '.join(task.name for task in suite.tasks)}")
         return
     suite = load_suite(name)
+    if metrics:
+        for line in _metrics(suite):
+            typer.echo(printable(line))
+        return
     typer.echo(suite.path.read_text(encoding="utf-8"))
     mirror = open_mirror(options.data)
     for dataset in suite.datasets:
@@ -234,6 +243,18 @@ def _leave_by_guard(failed: list[str], accepted: bool) -> None:
     if failed:
         typer.echo(printable(f"The guard failed ({'; '.join(failed)}): these numbers may be the engine's doing."))
         raise typer.Exit(0 if accepted else EXIT_GATE_FAILED)
+
+
+def _metrics(suite: Suite) -> Iterator[str]:
+    """A line for each task and rung: the metrics that its library gives, the suite's own marked."""
+    from perplexity_lies.protocols.hygiene import quarantine
+
+    for task in suite.tasks:
+        for rung, settings in task.rungs.items():
+            with tempfile.TemporaryDirectory(prefix="plies-suite-") as scratch, quarantine(Path(scratch) / "log"):
+                names = settings.metrics(task, suite)
+            listed = ", ".join(f"{name} (the suite's)" if name == settings.metric else name for name in names)
+            yield f"{task.name}, {RUNGS[rung].title}: {listed or 'told only when it is asked'}"
 
 
 def _folder(out: Path, comparison: Comparison) -> Path:

@@ -60,6 +60,10 @@ class RunOptions:
         str | None,
         typer.Option("--tokenizer", help="Of what an address serves: directory or hub id. Files bring their own."),
     ] = None
+    chat_template_args: Annotated[
+        str | None,
+        typer.Option("--chat-template-args", help="JSON for the chat template: '{\"enable_thinking\": false}'."),
+    ] = None
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = "auto"
     dtype: Annotated[Dtype, typer.Option("--dtype", help="auto is float32 on CPU, as stored on CUDA.")] = "auto"
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")] = False
@@ -93,7 +97,7 @@ class RunOptions:
 
 ENGINE_OPTIONS = ("engine", "tokenizer", "device", "dtype", "allow_pickle", "trust_remote_code")
 """Fields of `RunOptions` that say how a checkpoint is loaded."""
-RUN_OPTIONS = ("data", "out", "limit", "rungs", *ENGINE_OPTIONS)
+RUN_OPTIONS = ("data", "out", "limit", "rungs", "chat_template_args", *ENGINE_OPTIONS)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -20,6 +20,7 @@ from perplexity_lies.checkpoint.lookup import Checkpoint, resolve
 from perplexity_lies.digests import without_defaults
 from perplexity_lies.engines import engine_of, open_engine
 from perplexity_lies.engines.base import Engine, EngineOptions, ScoreResult
+from perplexity_lies.engines.template import both_args, template_args, template_facts
 from perplexity_lies.errors import MissingError, UsageError
 from perplexity_lies.guard import guard, nats_by_key, weights_unchanged
 from perplexity_lies.installed import require, versions
@@ -57,7 +58,12 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
         trust_remote_code=told.trust_remote_code,
         tokenizer=told.tokenizer,
     )
-    engine, loading = engine_of(told.engine, named), EngineOptions(device=told.device, dtype=told.dtype)
+    given = both_args(
+        template_args(wanted.chat_template_args, f"suite {wanted.name!r}, `chat_template_args`"),
+        template_args(told.chat_template_args, "--chat-template-args"),
+    )
+    engine = engine_of(told.engine, named)
+    loading = EngineOptions(device=told.device, dtype=told.dtype, chat_template_args=given)
     run = _start(Path(told.out), named, wanted, datasets, told.limit, engine, loading)
     rungs = [rung for rung in told.wanted_rungs if wanted.tasks_on(rung)]
     if not rungs:
@@ -99,10 +105,14 @@ class Work:
         return not any(record.status is Status.ERRORED for record in self.run.records(paths))
 
     def ask(self, engine_name: str, options: EngineOptions, rungs: Sequence[str]) -> None:
-        """Load the engine, guard it, ask every task on each rung."""
+        """Check the metrics, load the engine, guard it, ask every task on each rung."""
+        with self._step("checking the suite", "suite"):
+            for rung in rungs:
+                for task in self.suite.tasks_on(rung):
+                    task.rungs[rung].check_metric(task, self.suite)
         with self._timed("load"), self._step("loading", "loading"):
             engine = open_engine(engine_name, self.checkpoint, options)
-        self._same_settings(engine)
+        self._same_settings(engine, options.chat_template_args)
         self._refuse_unscored(engine, rungs)
         with self._timed("guard"), self._step("guard", "guard"):
             self._guard(engine)
@@ -187,9 +197,13 @@ class Work:
         if found.passed is False:
             self.run.update(guard={**self.run.manifest.guard, **found.describe()})
 
-    def _same_settings(self, engine: Engine) -> None:
+    def _same_settings(self, engine: Engine, chat_template_args: str) -> None:
         """Fill the settings of a fresh run; refuse to continue one that began on another device or dtype."""
-        now, began = engine.settings, self.run.manifest.settings
+        template = template_facts(engine.tokenizer, chat_template_args)
+        now, began = {**engine.settings, **template}, self.run.manifest.settings
+        if "chat_template_args_unused" in template:
+            unused = template["chat_template_args_unused"]
+            self.reporter.note(f"{self.checkpoint.name}: its chat template has no word of {unused}")
         keys = ("device", "dtype", "attention", "prompts")
         differing = {k: (began.get(k), now.get(k)) for k in keys if began and began.get(k) != now.get(k)}
         if differing:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +31,13 @@ LEVEL = 4
 LONGEST_CHARACTERS = 8_000
 ANSWER_CHARACTERS = 80
 """Shown of an answer in the table of all items."""
-PER_CHARACTER = "acc_norm"
-"""lm-eval's metric that ranks choices by log-likelihood per character."""
+PER_UNIT: dict[str, tuple[str, Callable[[str], int]]] = {
+    "acc_norm": ("character", len),
+    "acc_bytes": ("byte", lambda choice: len(choice.encode("utf-8", "replace"))),
+}
+"""lm-eval's metrics that rank choices by log-likelihood per character or byte, and how many a choice has."""
+BY_SUM = "acc"
+"""Its metric that ranks them by their log-likelihood."""
 
 Text = str | list[str | int]
 Place = tuple[int, int]
@@ -96,12 +101,18 @@ def _reply(record: ItemRecord) -> dict[str, Any]:
         "finish_reason": record.finish_reason,
         "completion_tokens": record.completion_tokens,
         "fragile": record.fragile,
+        "cut": record.truncated_prompt_tokens,
+        "beyond": record.beyond_context_tokens,
+        "never": record.never_right,
+        "prefix": record.reply_prefix,
         "error": shortened(record.error),
         "others": [_reading(other) for other in others],
     }
-    if first.metric == PER_CHARACTER and record.choices:
+    if first.metric in PER_UNIT and record.choices:
+        found["unit"], units = PER_UNIT[first.metric]
         pairs = zip(record.choice_loglikelihoods_nats, record.choices, strict=False)
-        found["per_character"] = [nats / max(1, len(choice)) for nats, choice in pairs]
+        found["per_unit"] = [nats / units(choice) if choice else None for nats, choice in pairs]
+    found["unbarred"] = first.metric not in (BY_SUM, *PER_UNIT)
     return {key: value for key, value in found.items() if key in ("score", "seed", "ranked") or value}
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,6 +66,46 @@ def refuse_same_id(items: Iterable[Item], where: str) -> None:
         if item.id in seen:
             raise UsageError(f"{where}: two items have one id", found=repr(item.id), mend="give each item its own id")
         seen.add(item.id)
+
+
+def by_occurrence(
+    named: Sequence[tuple[str, str]], where: str, mend: str, twins: str = "two items are named"
+) -> list[str]:
+    """The names of items given as (name, content), in order: what stands again is `name #2`, `name #3`.
+
+    Rows stand twice in real data sets. Raises UsageError where one name belongs to two contents.
+    """
+    contents: dict[str, str] = {}
+    taken, seen = {name for name, _ in named}, Counter[str]()
+    found = []
+    for name, content in named:
+        if contents.setdefault(name, content) != content:
+            raise UsageError(f"{where}: {twins} {name!r}", found="they are not the same", mend=mend)
+        seen[name] += 1
+        number = seen[name]
+        while number > 1 and (again := f"{name} #{number}") in taken:
+            number += 1
+        found.append(again if number > 1 else name)
+        taken.add(found[-1])
+    return found
+
+
+def refuse_unanswerable(items: Iterable[Item], where: str, *, replied: bool, ranked: bool) -> None:
+    """Raises UsageError for items of which the files alone tell that no answer to them can count as right."""
+    for item in items:
+        if replied and item.target != item.target.strip():
+            raise UsageError(
+                f"{where}: item {item.id!r} can never be right: answers are read without spaces around them",
+                found=f"target: {item.target!r}",
+                mend=f"target: {item.target.strip()!r}",
+            )
+        twice = [choice for choice, count in Counter(item.choices).items() if count > 1]
+        if ranked and twice:
+            raise UsageError(
+                f"{where}: item {item.id!r} has two equal choices, which no ranking can tell apart",
+                found=f"choices: {twice[0]!r} twice",
+                mend="choices that differ",
+            )
 
 
 def read_items(file: Path, where: str = "") -> list[Item]:

@@ -22,9 +22,16 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import MinLen
 
-from perplexity_lies.catalogue.items import Item, item_of, read_items, refuse_same_id
+from perplexity_lies.catalogue.items import (
+    Item,
+    by_occurrence,
+    item_of,
+    read_items,
+    refuse_same_id,
+)
 from perplexity_lies.catalogue.mirror import Mirror
 from perplexity_lies.checked import Checked, checked
+from perplexity_lies.digests import canonical_json
 from perplexity_lies.errors import UsageError, from_table, nearest
 
 GENERATORS = {"miniature": "suites.miniature.catalogue:task_items"}
@@ -106,8 +113,9 @@ class LibraryItems(ItemSource):
     def load(self, mirror: Mirror = NO_MIRROR, limit: int | None = None) -> list[Item]:
         door = from_table(self.door, f"{self.title} cannot be read", "eval")
         items: list[Item] = door(self, mirror, limit)
-        refuse_same_id(items, self.title)
-        return items
+        named = [(item.id, canonical_json([item.question, list(item.choices)])) for item in items]
+        names = by_occurrence(named, self.title, "put another field of the item into `id:`", "two items have one id,")
+        return [dataclasses.replace(item, id=name) for item, name in zip(items, names, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

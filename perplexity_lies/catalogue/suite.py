@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen
 
-from perplexity_lies.catalogue.items import Item
+from perplexity_lies.catalogue.items import Item, refuse_unanswerable
 from perplexity_lies.catalogue.sources import read_source
 from perplexity_lies.catalogue.tasks import RungSettings, Suite, TaskSpec, rung_class
 from perplexity_lies.checked import Checked, checked
@@ -46,6 +46,8 @@ class _File(Checked):
 
     name: Annotated[str, MinLen(1)]
     title: str = ""
+    chat_template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the checkpoint's chat template is given beside the messages: `{enable_thinking: false}`."""
     tasks: Annotated[tuple[dict[str, Any], ...], MinLen(1)]
 
 
@@ -87,8 +89,17 @@ def load_suite(name: str | Path) -> Suite:
         raise UsageError(
             f"suite {path.name}: two tasks of one name", found=", ".join(twice), mend="give each task its own name"
         )
+    if file.chat_template_args:
+        whole.update(canonical_json({"chat_template_args": file.chat_template_args}).encode())
     digest = f"sha256:{whole.hexdigest()}"
-    return Suite(name=file.name, title=file.title or file.name, tasks=tasks, path=path, digest=digest)
+    return Suite(
+        name=file.name,
+        title=file.title or file.name,
+        tasks=tasks,
+        path=path,
+        digest=digest,
+        chat_template_args=file.chat_template_args,
+    )
 
 
 def _task(raw: Mapping[str, Any], number: int, path: Path, digest: hashlib._Hash) -> TaskSpec:
@@ -110,6 +121,8 @@ def _task(raw: Mapping[str, Any], number: int, path: Path, digest: hashlib._Hash
     for rung, settings in rungs.items():
         settings.check(f"{where}, {rung}" if rung in raw else where, source)
     _refuse_unrankable(items or [], rungs, where)
+    replied, ranked = (any(RUNGS[rung].replies is replies for rung in rungs) for replies in (True, False))
+    refuse_unanswerable(items or [], where, replied=replied, ranked=ranked)
     task = TaskSpec(name=head.name, title=head.title or head.name, rungs=rungs, items=source)
     _add_to_digest(digest, task, items, path.parent, where)
     return task

@@ -21,7 +21,7 @@ from annotated_types import Interval
 from perplexity_lies.catalogue.sources import ItemSource
 from perplexity_lies.checked import Checked
 from perplexity_lies.digests import canonical_json, without_defaults
-from perplexity_lies.errors import UsageError, from_table
+from perplexity_lies.errors import UsageError, from_table, nearest
 from perplexity_lies.record.manifest import RungFacts
 from perplexity_lies.record.records import ItemRecord
 from perplexity_lies.rungs import RUNGS
@@ -74,6 +74,19 @@ class RungSettings(Checked, abc.ABC):
         """What the manifest of a run tells of these settings of `task`."""
         plain = json.loads(canonical_json(without_defaults(self)))
         return RungFacts(metric=self.metric, chance=self.chance, source=self.source(task.items), settings=plain)
+
+    def metrics(self, task: TaskSpec, suite: Suite) -> tuple[str, ...]:
+        """Names that `metric` may have for `task`; empty where that cannot be told before it is asked."""
+        return ()
+
+    def check_metric(self, task: TaskSpec, suite: Suite) -> None:
+        """Raises UsageError for a `metric` that the library does not give, before anything runs."""
+        names = self.metrics(task, suite)
+        if names and self.metric not in names:
+            raise UsageError(
+                f"task {task.name!r}, {self.rung}: there is no metric {self.metric!r}{nearest(self.metric, names)}",
+                found=f"metrics: {', '.join(names)}", mend="mend `metric:`",
+            )  # fmt: skip
 
     def files(self, folder: Path, where: str) -> list[Path]:
         """The suite's own files beside it that these settings name. Raises UsageError for one that is not there."""
@@ -136,6 +149,8 @@ class Suite:
     tasks: tuple[TaskSpec, ...]
     path: Path
     digest: str = field(compare=False)
+    chat_template_args: dict[str, Any] = field(default_factory=dict)
+    """What the checkpoint's chat template is given beside the messages."""
 
     @property
     def datasets(self) -> tuple[str, ...]:

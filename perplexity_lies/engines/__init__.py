@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from perplexity_lies.engines.template import settle_template
 from perplexity_lies.errors import UsageError, from_table, nearest
 
 if TYPE_CHECKING:
@@ -63,4 +64,6 @@ def open_engine(name: str, checkpoint: Checkpoint, options: EngineOptions) -> En
     listed = ENGINES[name]
     factory = from_table(listed.home, f"the engine {name!r} cannot start", listed.extra)
     engine: Engine = factory(checkpoint, options)
+    if engine.tokenizer is not None:
+        settle_template(engine.tokenizer, options.chat_template_args)
     return engine

@@ -39,6 +39,8 @@ class EngineOptions:
     """Most prompt tokens in one forward pass."""
     slots: int = 64
     """Most rows decoded together."""
+    chat_template_args: str = ""
+    """What the chat template is given beside the messages (`engines.template`): canonical JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -195,6 +195,8 @@ class EndpointEngine(Engine):
             known = self._known_tokens(request)
             path = "/chat/completions"
             body["messages"] = [{"role": role, "content": content} for role, content in request.messages]
+            if self.options.chat_template_args:
+                body["chat_template_kwargs"] = json.loads(self.options.chat_template_args)
         else:
             path, whole = "/completions", self.encode(request.prompt, request.add_special_tokens)
             ids = whole if request.max_prompt_tokens is None else whole[-request.max_prompt_tokens :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,21 +90,6 @@ def refuse_scale(task: str, rung: str, metric: str, score: float) -> None:
         )
 
 
-def refuse_twins(records: Iterable[ItemRecord], kind: type[RungSettings], suite: Suite) -> None:
-    """Raises UsageError when two items of a task have one name."""
-    templates = {task.name: kind.of(task).item for task in suite.tasks}
-    seen: set[tuple[str, str, int]] = set()
-    for record in records:
-        place = (record.task, record.item, record.seed)
-        if place in seen:
-            raise UsageError(
-                f"task {record.task!r}, {record.rung}: two items are named {record.item!r}",
-                found=f"item: {templates[record.task]!r}",
-                mend="put another field of the item into `item:`",
-            )
-        seen.add(place)
-
-
 def render_template(template: str, fields: Mapping[str, Any], where: str) -> str:
     """A suite's Jinja template over an item's fields. Raises UsageError for a template that does not fit them."""
     try:
@@ -147,7 +132,7 @@ def library_item(
         "question": question,
         "choices": list(choices),
         "gold": gold,
-        "target": target,
+        "target": target.strip(),
         "subject": fill(source.subject, fields, where) if source.subject else "",
     }
     return item_of(raw, f"{where}, item {raw['id']!r}")

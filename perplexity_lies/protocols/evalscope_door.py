@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +33,29 @@ from perplexity_lies.catalogue.mirror import Mirror
 from perplexity_lies.catalogue.sources import EvalscopeItems
 from perplexity_lies.catalogue.tasks import Suite
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
-from perplexity_lies.errors import UsageError
-from perplexity_lies.extract.base import EXACT_MATCH, letter, opened_thought
+from perplexity_lies.errors import MissingError, PliesError, UsageError
+from perplexity_lies.extract.base import EXACT_MATCH, opened_thought
 from perplexity_lies.extract.pattern import Pattern
 from perplexity_lies.protocols.base import (
     Context,
     answer_all,
-    fill,
-    item_name,
     library_item,
-    refuse_twins,
 )
-from perplexity_lies.protocols.evalscope_reviews import Pass, Question, read_reviews, record_of
+from perplexity_lies.protocols.evalscope_reviews import (
+    Pass,
+    Question,
+    Texts,
+    fields_of,
+    numbered,
+    plain_messages,
+    question_of,
+    read_reviews,
+    record_of,
+    right_of,
+    target_of,
+)
 from perplexity_lies.protocols.generation import Generation
+from perplexity_lies.protocols.reach import never_replied
 from perplexity_lies.record.records import ItemRecord
 
 ITEMS_BENCHMARK = "plies_items"
@@ -58,23 +70,23 @@ class EngineAPI(ModelAPI):
 
     def __init__(self, engine: Engine, wanted: Pass) -> None:
         super().__init__(model_name="plies", config=GenerateConfig())
-        self._engine, self._context, self._task = engine, wanted.context, wanted.task
+        self.engine, self._context, self._task = engine, wanted.context, wanted.task
         self._settings, self._seed = wanted.settings, wanted.seed
         self._lock = threading.Lock()
 
     def request(self, messages: Sequence[Message]) -> GenerateRequest:
         """The engine's request for a chat. Its seed depends on the chat, not on the order of calls."""
-        prompt, settings = self._engine.render_chat(messages), self._settings
+        prompt, settings = self.engine.render_chat(messages), self._settings
         return GenerateRequest(
             prompt=prompt,
-            add_special_tokens=not self._engine.has_chat_template,
+            add_special_tokens=not self.engine.has_chat_template,
             max_new_tokens=settings.max_new_tokens,
             stop=settings.stop,
             sampling=settings.sampling,
             seed=int.from_bytes(hashlib.sha256(f"{self._seed}\n{prompt}".encode()).digest()[:4], "big")
             if settings.temperature
             else 0,
-            messages=tuple((m["role"], m["content"]) for m in messages) if self._engine.takes_messages else (),
+            messages=tuple((m["role"], m["content"]) for m in messages) if self.engine.takes_messages else (),
         )
 
     def answer(self, messages: Sequence[Message]) -> GenerateResult:
@@ -82,7 +94,7 @@ class EngineAPI(ModelAPI):
         request = self.request(messages)
         with self._lock:
             if not self._context.journal.finished(request.key):
-                answer_all(self._context, f"{self._task} (one more turn)", [request], self._engine.generate)
+                answer_all(self._context, f"{self._task} (one more turn)", [request], self.engine.generate)
             return GenerateResult(**self._context.journal.get(request.key))
 
     def generate(self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
@@ -100,11 +112,6 @@ class EngineAPI(ModelAPI):
         return ModelOutput(model=self.model_name, choices=[choice], usage=usage)
 
 
-def plain_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """evalscope's messages as transformers' chat templates take them."""
-    return [{"role": message.role, "content": message.text} for message in messages]
-
-
 def ask_evalscope(kind: type[Generation], engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
     """Records of every item of `suite` under evalscope, task by task and seed by seed in the suite's order.
 
@@ -117,13 +124,12 @@ def ask_evalscope(kind: type[Generation], engine: Engine, suite: Suite, context:
         for seed in settings.seeds:
             wanted = Pass(task=task.name, settings=settings, seed=seed, context=context, items=items)
             api = EngineAPI(engine, wanted)
-            plans.append((wanted, api, _foresee(wanted, api)))
+            plans.append((wanted, api, numbered(_foresee(wanted, api), wanted.where)))
     requests = [api.request(question.messages) for _, api, questions in plans for question in questions]
     answer_all(context, "generation", requests, engine.generate)
     records: list[ItemRecord] = []
     for wanted, api, questions in plans:
         records += _judge(wanted, api, questions)
-    refuse_twins(records, kind, suite)
     return records
 
 
@@ -163,26 +169,39 @@ def _foresee(wanted: Pass, api: EngineAPI) -> list[Question]:
     """What evalscope will ask, by the benchmark's own loader."""
     with tempfile.TemporaryDirectory(prefix="plies-evalscope-") as work:
         loaded, questions = _load(_config(wanted, api, Path(work)), f"task {wanted.task!r}")
-        return [_question(sample, subset, questions, wanted) for subset, samples in loaded for sample in samples]
+        return [question_of(sample, subset, questions, wanted) for subset, samples in loaded for sample in samples]
 
 
-Texts = dict[tuple[str, int], str]
-"""(subset, index) -> the question as it was before the prompt template."""
+def _lacking(name: str, where: str, error: ImportError) -> MissingError:
+    """What to tell of a benchmark whose own packages are not installed."""
+    return MissingError(
+        f"{where}: evalscope's {name!r} needs a package that is not installed",
+        found=" ".join(str(error).split())[:300], mend=f"pip install 'evalscope[{name}]'",
+    )  # fmt: skip
 
 
-def _load(config: TaskConfig, where: str) -> tuple[list[tuple[str, list[Sample]]], Texts]:
-    """The samples of a benchmark by subset, and their questions. Raises UsageError for one that evalscope cannot load."""
-    name = config.datasets[0]
+def _adapter(name: str, config: TaskConfig | None, where: str) -> Any:
+    """A benchmark's own code. Raises UsageError for one that evalscope does not have, MissingError for lacking packages."""
     try:
-        adapter = get_benchmark(name, config)
+        return get_benchmark(name, config)
+    except ImportError as error:
+        raise _lacking(name, where, error) from error
     except ValueError as error:
         raise UsageError(
             f"{where}: evalscope has no benchmark {name!r}", found=str(error).splitlines()[0][:200],
             mend="a name from `evalscope benchmark-info --list`",
         ) from error  # fmt: skip
+
+
+def _load(config: TaskConfig, where: str) -> tuple[list[tuple[str, list[Sample]]], Texts]:
+    """The samples of a benchmark by subset, and their questions. Raises UsageError for one that evalscope cannot load."""
+    name = config.datasets[0]
+    adapter = _adapter(name, config, where)
     texts = _keep_questions(adapter)
     try:
         return [(subset, list(samples)) for subset, samples in adapter.load_dataset().items()], texts
+    except ImportError as error:
+        raise _lacking(name, where, error) from error
     except EVALSCOPE_LOADING_ERRORS as error:
         raise UsageError(
             f"{where}: evalscope cannot load {name!r}", found=" ".join(str(error).split())[:300],
@@ -205,50 +224,6 @@ def _keep_questions(adapter: DefaultDataAdapter) -> Texts:
     return questions
 
 
-def _fields(sample: Sample, subset: str, texts: Texts) -> dict[str, Any]:
-    """What a suite's templates may use."""
-    last = sample.input if isinstance(sample.input, str) else sample.input[-1].text
-    return {
-        "question": texts.get((subset, sample.id), last),
-        "choices": sample.choices or [],
-        "target": sample.target,
-        "subset": subset,
-        "metadata": sample.metadata or {},
-    }
-
-
-def _target(sample: Sample) -> str:
-    return sample.target if isinstance(sample.target, str) else " | ".join(sample.target)
-
-
-def _gold_index(target: str, choices: Sequence[str]) -> int:
-    """Index of the right choice, of which evalscope gives the letter or the text; -1 where neither can be told."""
-    letters = [letter(index) for index in range(len(choices))]
-    if target in letters:
-        return letters.index(target)
-    return list(choices).index(target) if list(choices).count(target) == 1 else -1
-
-
-def _question(sample: Sample, subset: str, texts: Texts, wanted: Pass) -> Question:
-    settings, index = wanted.settings, int(sample.id)
-    fields = _fields(sample, subset, texts)
-    target, choices = _target(sample), tuple(sample.choices or ())
-    gold_index = _gold_index(target, choices)
-    if wanted.items is not None:
-        own = wanted.items[index]
-        fields, choices, gold_index = asdict(own), own.choices, own.gold
-    return Question(
-        subset=subset,
-        index=index,
-        item=item_name(settings.item, fields, wanted.where),
-        subject=fill(settings.subject, fields, wanted.where) if settings.subject else "",
-        messages=plain_messages(sample.input),
-        target=target,
-        choices=choices,
-        gold_index=gold_index,
-    )
-
-
 @contextlib.contextmanager
 def _fallbacks_noted() -> Iterator[set[str]]:
     """The replies in which evalscope's parsers of choices find no answer as asked for and take the last capital letter."""
@@ -265,12 +240,25 @@ def _fallbacks_noted() -> Iterator[set[str]]:
         multi_choices._fallback_parse_answer = stock
 
 
+def _run(config: TaskConfig, where: str) -> None:
+    """evalscope's task runner. Raises UsageError for what a benchmark's own judging raises."""
+    try:
+        run_task(config)
+    except PliesError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{where}: evalscope cannot judge the replies", found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            mend="mend that, then the same command again: the replies are kept",
+        ) from error  # fmt: skip
+
+
 def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[ItemRecord]:
     """Run evalscope's task runner over the answers and read its reviews back."""
     with tempfile.TemporaryDirectory(prefix="plies-evalscope-") as folder:
         work = Path(folder)
         with wanted.context.reporter.step(f"evalscope judges {wanted.task}"), _fallbacks_noted() as fell_back:
-            run_task(_config(wanted, api, work))
+            _run(_config(wanted, api, work), wanted.where)
         reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
     readers = wanted.settings.readers()
     records = []
@@ -278,6 +266,9 @@ def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[
         reply, review = api.answer(question.messages), reviews.get((question.subset, question.index))
         prefix = opened_thought(api.request(question.messages).prompt)
         record = record_of(question, reply, review, wanted, prefix=prefix, fell_back=reply.text in fell_back)
+        if wanted.items is not None:
+            never = never_replied(api.engine, question.target, wanted.settings.max_new_tokens)
+            record = replace(record, never_right=never)
         if readers:
             ours = tuple(reader.read(record) for reader in readers)
             record = replace(record, readings=ours if wanted.items is not None else (*record.readings, *ours))
@@ -330,6 +321,20 @@ class ItemsAdapter(DefaultDataAdapter):
         )
 
 
+def benchmark_metrics(settings: Generation, where: str) -> tuple[str, ...]:
+    """The metrics that a benchmark names; with the suite's own where the benchmark's code, which may add some, knows it.
+
+    Raises UsageError for a benchmark that evalscope does not have, MissingError for one whose packages are absent.
+    """
+    adapter = _adapter(settings.evalscope, None, where)
+    names = [entry if isinstance(entry, str) else next(iter(entry), "") for entry in adapter.metric_list]
+    source = inspect.getsource(sys.modules[type(adapter).__module__])
+    judges_itself = "def match_score" in source or "def calculate_metrics" in source
+    if judges_itself and any(f"{quote}{settings.metric}{quote}" in source for quote in "'\""):
+        names.append(settings.metric)
+    return tuple(dict.fromkeys(names))
+
+
 def samples(source: EvalscopeItems, mirror: Mirror, limit: int | None) -> list[Item]:
     """Question, choices and right answer of a benchmark's samples as its loader makes them, of the first `limit`.
 
@@ -353,8 +358,8 @@ def samples(source: EvalscopeItems, mirror: Mirror, limit: int | None) -> list[I
 
 
 def _item(sample: Sample, subset: str, texts: Texts, source: EvalscopeItems) -> Item:
-    fields, choices, target = _fields(sample, subset, texts), sample.choices or [], _target(sample)
-    gold = _gold_index(target, choices)
+    fields, choices, target = fields_of(sample, subset, texts), sample.choices or [], target_of(sample)
+    gold = right_of(target, choices)
     if choices and gold < 0:
         raise UsageError(
             f"{source.title} cannot be asked as items", found=f"the target {target[:80]!r} is none of the choices",

@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from perplexity_lies.catalogue.items import Item
+from perplexity_lies.catalogue.items import Item, by_occurrence
 from perplexity_lies.digests import canonical_json, sha256_text
 from perplexity_lies.engines.base import GenerateResult, Message
 from perplexity_lies.errors import UsageError
-from perplexity_lies.extract.base import cut_in_thought, status_of
-from perplexity_lies.protocols.base import Context, refuse_scale
+from perplexity_lies.extract.base import cut_in_thought, letter, status_of
+from perplexity_lies.protocols.base import Context, fill, item_name, refuse_scale
 from perplexity_lies.protocols.generation import Generation
 from perplexity_lies.record.records import FALLBACK, ItemRecord, Reading, Status
 
@@ -26,6 +26,7 @@ ASKED_FORMS = (re.compile(r"answer\s*\**\s*[:：]", re.IGNORECASE), re.compile(r
 """Forms of an answer that evalscope's prompts ask for. A reply without any that its prompt names was read some other way."""
 
 LAST_LETTER = f"{FALLBACK}: last capital letter anywhere"
+ASKED_FORM = "in the form that the prompt asks for"
 OTHER_FORM = f"{FALLBACK}: not in the form that the prompt asks for"
 
 
@@ -60,6 +61,66 @@ class Question:
     gold_index: int = -1
 
 
+Texts = dict[tuple[str, int], str]
+"""(subset, index) -> the question as it was before the prompt template."""
+
+
+def plain_messages(messages: Sequence[Any]) -> list[Message]:
+    """evalscope's messages as transformers' chat templates take them."""
+    return [{"role": message.role, "content": message.text} for message in messages]
+
+
+def fields_of(sample: Any, subset: str, texts: Texts) -> dict[str, Any]:
+    """What a suite's templates may use."""
+    last = sample.input if isinstance(sample.input, str) else sample.input[-1].text
+    return {
+        "question": texts.get((subset, sample.id), last),
+        "choices": sample.choices or [],
+        "target": sample.target,
+        "subset": subset,
+        "metadata": sample.metadata or {},
+    }
+
+
+def target_of(sample: Any) -> str:
+    return sample.target if isinstance(sample.target, str) else " | ".join(sample.target)
+
+
+def right_of(target: str, choices: Sequence[str]) -> int:
+    """Index of the right choice, of which evalscope gives the letter or the text; -1 where neither can be told."""
+    letters = [letter(index) for index in range(len(choices))]
+    if target in letters:
+        return letters.index(target)
+    return list(choices).index(target) if list(choices).count(target) == 1 else -1
+
+
+def question_of(sample: Any, subset: str, texts: Texts, wanted: Pass) -> Question:
+    settings, index = wanted.settings, int(sample.id)
+    fields = fields_of(sample, subset, texts)
+    target, choices = target_of(sample), tuple(sample.choices or ())
+    gold_index = right_of(target, choices)
+    if wanted.items is not None:
+        own = wanted.items[index]
+        fields, choices, gold_index = asdict(own), own.choices, own.gold
+    return Question(
+        subset=subset,
+        index=index,
+        item=item_name(settings.item, fields, wanted.where),
+        subject=fill(settings.subject, fields, wanted.where) if settings.subject else "",
+        messages=plain_messages(sample.input),
+        target=target,
+        choices=choices,
+        gold_index=gold_index,
+    )
+
+
+def numbered(questions: Sequence[Question], where: str) -> list[Question]:
+    """The questions, of which those that stand twice are numbered. Raises UsageError where one name has two questions."""
+    named = [(question.item, canonical_json(question.messages)) for question in questions]
+    names = by_occurrence(named, where, "put another field of the item into `item:`")
+    return [replace(question, item=name) for question, name in zip(questions, names, strict=True)]
+
+
 def read_reviews(work: Path, subsets: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(subset, review) of every file under reviews/: evalscope names them `<benchmark>_<subset>.jsonl`."""
     for path in sorted((work / "reviews").rglob("*.jsonl")):
@@ -75,8 +136,8 @@ def record_of(
     review: dict[str, Any] | None,
     wanted: Pass,
     *,
-    prefix: str,
-    fell_back: bool,
+    prefix: str = "",
+    fell_back: bool = False,
 ) -> ItemRecord:
     """A reply and evalscope's review of it in our words.
 
@@ -110,12 +171,14 @@ def record_of(
 
 
 def _rule(question: Question, text: str, fell_back: bool) -> str:
-    """Which of evalscope's rules read a reply, where that can be told: only its fallbacks can."""
+    """Which of evalscope's rules read a reply, as far as its prompt and its fallback tell."""
     if fell_back:
         return LAST_LETTER
     prompt = question.messages[-1]["content"]
     asked = [form for form in ASKED_FORMS if form.search(prompt)]
-    return OTHER_FORM if asked and not any(form.search(text) for form in asked) else ""
+    if not asked:
+        return ""
+    return ASKED_FORM if any(form.search(text) for form in asked) else OTHER_FORM
 
 
 def _reading(

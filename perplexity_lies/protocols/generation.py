@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Interval, MinLen
 
 from perplexity_lies.catalogue.sources import ItemSource
-from perplexity_lies.catalogue.tasks import RungSettings, Suite
+from perplexity_lies.catalogue.tasks import RungSettings, Suite, TaskSpec
 from perplexity_lies.engines.base import Engine, Sampling
-from perplexity_lies.errors import UsageError
+from perplexity_lies.errors import UsageError, from_table
 from perplexity_lies.extract import open_extractor
 from perplexity_lies.extract.base import EXACT_MATCH, Extractor
 from perplexity_lies.protocols.base import Context, through_door
@@ -74,6 +74,13 @@ class Generation(RungSettings):
             judged = f"{items.title}, exact match of the extracted answer"
         budget = f"at most {self.max_new_tokens} tokens"
         return f"{judged}, {self.num_fewshot}-shot, {budget}, temperature {self.temperature:g}"
+
+    def metrics(self, task: TaskSpec, suite: Suite) -> tuple[str, ...]:
+        if task.items is not None:
+            return (EXACT_MATCH,)
+        where, door = f"task {task.name!r}, {self.rung}", "perplexity_lies.protocols.evalscope_door:benchmark_metrics"
+        found: tuple[str, ...] = from_table(door, f"the rung {self.rung!r} cannot be asked", "eval")(self, where)
+        return found
 
     def check(self, where: str, items: ItemSource | None) -> None:
         if len(set(self.seeds)) < len(self.seeds):

@@ -8,39 +8,30 @@ answers token requests.
 from __future__ import annotations
 
 import importlib.util
-import json
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import Dataset, Features, List, Value
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 
-from perplexity_lies.catalogue.items import Item
+from perplexity_lies.catalogue.items import Item, by_occurrence
 from perplexity_lies.catalogue.mirror import Mirror
 from perplexity_lies.catalogue.sources import LmEvalItems
 from perplexity_lies.catalogue.tasks import Suite, TaskSpec
-from perplexity_lies.digests import canonical_json, sha256_text
+from perplexity_lies.digests import canonical_json
 from perplexity_lies.engines.base import Engine, Message, ScoreRequest
 from perplexity_lies.errors import CheckpointError, UsageError
-from perplexity_lies.protocols.base import (
-    Context,
-    answer_all,
-    fill,
-    item_name,
-    library_item,
-    refuse_scale,
-    refuse_twins,
-    render_template,
-)
+from perplexity_lies.protocols.base import Context, answer_all, item_name, library_item, render_template
+from perplexity_lies.protocols.lm_eval_records import Heard, by_document, gold_index_of, record_of_sample
 from perplexity_lies.protocols.loglikelihood import ITEMS_METRICS, Loglikelihood
-from perplexity_lies.protocols.ranking import is_fragile, ranked_first
-from perplexity_lies.record.records import ItemRecord, Reading, Status
+from perplexity_lies.record.records import ItemRecord, Status
 
 RANKED = ("multiple_choice", "loglikelihood")
 """lm-eval's output types that can be ranked."""
@@ -52,17 +43,14 @@ LM_EVAL_LOADING_ERRORS = (ValueError, KeyError, FileNotFoundError, ImportError, 
 class EngineLM(TemplateLM):
     """lm-eval's view of an engine."""
 
-    def __init__(self, engine: Engine, context: Context, title: str) -> None:
+    def __init__(self, engine: Engine, context: Context, title: str, *, bare: bool = False) -> None:
+        """`bare`: the tokenizer adds nothing to a text, since the chat template has placed the special tokens."""
         super().__init__()
+        self.bare = bare
         self.engine = engine
         self.context = context
         self.title = title
-        self.messages: dict[str, str] = {}
-        """Rendered chat -> the messages it was made of, as canonical JSON."""
-        self.tokens: dict[tuple[str, str], tuple[int, int]] = {}
-        """(context, continuation) -> tokens of the context that were fed, and tokens that were cut from its left."""
-        self.lost: dict[tuple[str, str], tuple[Status, str]] = {}
-        """(context, continuation) -> why the engine has no log-likelihood of it."""
+        self.heard = Heard()
 
     @property
     def tokenizer(self) -> Any:
@@ -89,29 +77,35 @@ class EngineLM(TemplateLM):
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return self.engine.encode(string, add_special_tokens)
+        return self.engine.encode(string, False if self.bare and add_special_tokens is None else add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
         rendered = self.engine.render_chat(chat_history, add_generation_prompt)
-        self.messages[rendered] = canonical_json(chat_history)
+        self.heard.messages[rendered] = canonical_json(chat_history)
+        if not self.heard.bos_added and not self.bare:
+            self.heard.bos_added = self.engine.encode(rendered)[:1] != self.engine.encode(rendered, False)[:1]
         return rendered
 
     def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        for (context, continuation), _, tokens in requests:
-            if not tokens:
-                raise UsageError(
-                    f"the answer {continuation!r} adds no token to its prompt, so it has no log-likelihood",
-                    found=f"the prompt ends in {context[-40:]!r}",
-                    mend="an item whose choices the tokenizer can tell from the prompt",
-                )
-        wanted = [ScoreRequest(context_ids=tuple(ctx), continuation_ids=tuple(cont)) for _, ctx, cont in requests]
-        answer_all(self.context, self.title, wanted, self.engine.score)
-        found = [self.context.journal.get(request.key) for request in wanted]
-        for (texts, _, _), answer in zip(requests, found, strict=True):
-            self.tokens[texts] = (answer["context_tokens"], answer["truncated_tokens"])
+        wanted = [
+            ScoreRequest(context_ids=tuple(context), continuation_ids=tuple(continuation)) if continuation else None
+            for _, context, continuation in requests
+        ]
+        answer_all(self.context, self.title, [request for request in wanted if request is not None], self.engine.score)
+        answers = []
+        for request, (texts, context, continuation) in zip(wanted, requests, strict=True):
+            self.heard.spelled[texts] = (*context, *continuation)
+            if request is None:
+                self.heard.tokens[texts] = (len(context), 0)
+                self.heard.lost[texts] = (Status.REFUSED, f"the answer {texts[1]!r} adds no token to its prompt")
+                answers.append((0.0, False))
+                continue
+            answer = self.context.journal.get(request.key)
+            self.heard.tokens[texts] = (answer["context_tokens"], answer["truncated_tokens"])
             if answer.get("error"):
-                self.lost[texts] = (Status.ERRORED if answer["failed"] else Status.REFUSED, answer["error"])
-        return [(answer["loglikelihood_nats"], answer["is_greedy"]) for answer in found]
+                self.heard.lost[texts] = (Status.ERRORED if answer["failed"] else Status.REFUSED, answer["error"])
+            answers.append((answer["loglikelihood_nats"], answer["is_greedy"]))
+        return answers
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError("rolling log-likelihood is refused before a task runs")
@@ -123,29 +117,37 @@ class EngineLM(TemplateLM):
 def ask_lm_eval(kind: type[Loglikelihood], engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
     """Records of every item of `suite` under lm-eval, task by task in the suite's order.
 
+    Items of a suite's own that go through the chat template are given to the tokenizer as HF's `apply_chat_template` and
+    every server do it, and as they are asked for a reply: nothing is put before the template's text. Stock tasks are
+    asked as lm-eval asks them: a BOS that the tokenizer adds stands before a template that writes none.
+
     Raises UsageError for a task that lm-eval cannot load or that is not ranked by log-likelihood.
     """
     records: dict[str, list[ItemRecord]] = {}
     with tempfile.TemporaryDirectory(prefix="plies-lm-eval-") as work:
-        for chat in (False, True):
-            tasks = tuple(task for task in suite.tasks if kind.of(task).chat_template is chat)
+        for chat, own in itertools.product((False, True), repeat=2):
+            tasks = tuple(
+                task
+                for task in suite.tasks
+                if kind.of(task).chat_template is chat and (chat and task.items is not None) is own
+            )
             if tasks:
-                folder = Path(work) / ("chat" if chat else "plain")
+                folder = Path(work) / f"{'chat' if chat else 'plain'}{'-items' if own else ''}"
                 folder.mkdir()
-                records |= _ask_together(kind, engine, replace(suite, tasks=tasks), chat, context, folder)
-    whole = [record for task in suite.tasks for record in records[task.name]]
-    refuse_twins(whole, kind, suite)
-    return whole
+                lm = EngineLM(engine, context, "log-likelihood", bare=own)
+                records |= _ask_together(kind, lm, replace(suite, tasks=tasks), chat, folder)
+    return [record for task in suite.tasks for record in records[task.name]]
 
 
 def _ask_together(
-    kind: type[Loglikelihood], engine: Engine, suite: Suite, chat: bool, context: Context, folder: Path
+    kind: type[Loglikelihood], lm: EngineLM, suite: Suite, chat: bool, folder: Path
 ) -> dict[str, list[ItemRecord]]:
     """One `simple_evaluate` over tasks that agree on the chat template: their requests reach the engine as a whole."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    if chat and not engine.has_chat_template:
+    context = lm.context
+    if chat and not lm.engine.has_chat_template:
         raise UsageError(
             f"suite {suite.name!r} asks {suite.tasks[0].name!r} through a chat template, and the checkpoint has none",
             found="no chat_template in its tokenizer", mend="add chat_template.jinja, or a suite with `chat_template: false`",
@@ -155,7 +157,7 @@ def _ask_together(
         (folder / f"{spec.name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     manager = TaskManager(include_defaults=False, include_path=str(folder))
     tasks = {spec.name: _load_ranked(manager, spec.name) for spec in suite.tasks}
-    lm = EngineLM(engine, context, "log-likelihood")
+    names = {spec.name: _names(tasks[spec.name], kind.of(spec), spec.name, context.limit) for spec in suite.tasks}
     results = simple_evaluate(
         model=lm,
         tasks=list(tasks.values()),
@@ -168,10 +170,25 @@ def _ask_together(
     assert results is not None
     return {
         spec.name: [
-            _record(sample, tasks[spec.name], spec, kind, lm) for sample in _by_document(results["samples"][spec.name])
+            record_of_sample(sample, item, tasks[spec.name], spec, kind.of(spec), lm.heard, context.rounding)
+            for item, sample in zip(names[spec.name], by_document(results["samples"][spec.name]), strict=True)
         ]
         for spec in suite.tasks
     }
+
+
+def _names(task: Any, settings: Loglikelihood, name: str, limit: int | None) -> list[str]:
+    """The items' names in the order of the documents, told before anything is asked.
+
+    Raises UsageError for a template that does not fit the documents, or gives one name to two of them.
+    """
+    where, named = f"task {name!r}, {settings.rung}", []
+    for _, doc in task.doc_iterator(limit=limit):
+        content = repr(
+            [task.doc_to_text(doc), task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else ""]
+        )
+        named.append((item_name(settings.item, doc, where), content))
+    return by_occurrence(named, where, "put another field of the item into `item:`")
 
 
 def _load(manager: Any, name: str, asked: str) -> Any:
@@ -217,6 +234,35 @@ def _included(name: str, base: Path, dataset: Path, shots: int, where: str) -> d
     return {"include": str(base.resolve()), "task": name, "dataset_path": str(dataset), "num_fewshot": shots}
 
 
+class _Plain(yaml.SafeLoader):
+    """Reads a task's YAML without running what its `!function` names."""
+
+
+_Plain.add_constructor("!function", lambda loader, node: None)
+
+
+def task_metrics(settings: Loglikelihood, suite: Suite) -> tuple[str, ...]:
+    """The metrics that a task's YAML, or the one that it includes, lists; lm-eval's own where it lists none.
+
+    None for a task that is not there, or that is not ranked: another error tells it.
+    """
+    file = suite.path.parent / settings.lm_eval_file if settings.lm_eval_file else _stock_tasks() / settings.lm_eval
+    whole: dict[str, Any] = {}
+    while file.is_file():
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Plain)  # noqa: S506
+        whole = {**content, **whole} if isinstance(content, dict) else whole
+        included = whole.pop("include", None)
+        if not isinstance(included, str):
+            break
+        file = file.parent / included
+    if whole.get("output_type") not in RANKED:
+        return ()
+    listed = whole.get("metric_list")
+    if listed is None:
+        return tuple(DEFAULT_METRIC_REGISTRY.get(whole.get("output_type", ""), ()))
+    return tuple(str(entry["metric"]) for entry in listed if isinstance(entry, dict) and "metric" in entry)
+
+
 def _stock_tasks() -> Path:
     """lm-eval's `tasks/` folder, found without importing it (which would read its index)."""
     found = importlib.util.find_spec("lm_eval")
@@ -255,108 +301,6 @@ def _items_task(name: str, items: Sequence[Item], folder: Path) -> dict[str, Any
     }
 
 
-def _by_document(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One sample a document (lm-eval logs one for each filter), in document order."""
-    first: dict[int, dict[str, Any]] = {}
-    for sample in samples:
-        first.setdefault(sample["doc_id"], sample)
-    return [first[index] for index in sorted(first)]
-
-
-def _record(sample: dict[str, Any], task: Any, spec: TaskSpec, kind: type[Loglikelihood], lm: EngineLM) -> ItemRecord:
-    """An lm-eval sample in our words."""
-    settings, doc, where = kind.of(spec), sample["doc"], f"task {spec.name!r}, {kind.rung}"
-    pairs = [(str(context), str(continuation)) for context, continuation, *_ in sample["arguments"]]
-    answers = [response[0] for response in sample["resps"]]
-    ranked = task.OUTPUT_TYPE == "multiple_choice"
-    choices = (
-        [str(choice) for choice in task.doc_to_choice(doc)] if ranked else [continuation for _, continuation in pairs]
-    )
-    gold = _gold_index(task, doc) if ranked else 0
-    lost = next((lm.lost[pair] for pair in pairs if pair in lm.lost), None)
-    nats = [] if lost else [float(answer[0]) for answer in answers][: len(choices)]
-    prompt = lm.messages.get(pairs[0][0]) or _common_prefix([context for context, _ in pairs])
-    return ItemRecord(
-        task=spec.name,
-        subject=fill(settings.subject, doc, where) if settings.subject else "",
-        item=item_name(settings.item, doc, where),
-        rung=kind.rung,
-        prompt=_readable(prompt),
-        prompt_sha256=sha256_text(
-            canonical_json([[lm.messages.get(context, context), continuation] for context, continuation in pairs])
-        ),
-        gold=choices[gold],
-        choices=tuple(choices),
-        gold_index=gold,
-        readings=(_reading(sample, spec.name, settings, choices, nats, lost[0] if lost else Status.SCORED),),
-        choice_loglikelihoods_nats=tuple(nats),
-        choice_is_greedy=() if lost else tuple(bool(answer[1]) for answer in answers)[: len(choices)],
-        fragile=is_fragile(nats, choices, settings.metric, lm.context.rounding.nats),
-        prompt_tokens=max(lm.tokens[pair][0] for pair in pairs),
-        truncated_prompt_tokens=max(lm.tokens[pair][1] for pair in pairs),
-        error=lost[1] if lost else "",
-    )
-
-
-def _reading(
-    sample: dict[str, Any],
-    task: str,
-    settings: Loglikelihood,
-    choices: Sequence[str],
-    nats: Sequence[float],
-    status: Status,
-) -> Reading:
-    """lm-eval's metrics of a sample, and the choice ranked first; a score of 0 where `status` is not `scored`."""
-    scores = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], int | float)}
-    if settings.metric not in scores:
-        raise UsageError(
-            f"task {task!r}, {settings.rung}: lm-eval gives no metric {settings.metric!r}",
-            found=f"metrics: {', '.join(scores)}",
-            mend="mend `metric:`",
-        )
-    extractor = f"lm-eval@{version('lm-eval')}"
-    if status is not Status.SCORED:
-        return Reading(extractor=extractor, status=status, score=0.0, metric=settings.metric)
-    refuse_scale(task, settings.rung, settings.metric, scores[settings.metric])
-    return Reading(
-        extractor=extractor,
-        status=status,
-        score=scores[settings.metric],
-        metric=settings.metric,
-        scores=scores,
-        answer=choices[ranked_first(nats, choices, settings.metric)],
-    )
-
-
-def _gold_index(task: Any, doc: dict[str, Any]) -> int:
-    """As lm-eval's `process_results` finds it; the first where several are right."""
-    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    if isinstance(gold, list):
-        gold = gold[0]
-    return int(gold) if isinstance(gold, int) else list(task.doc_to_choice(doc)).index(gold)
-
-
-def _common_prefix(texts: Sequence[str]) -> str:
-    shortest = min(texts, key=len)
-    for at, letter in enumerate(shortest):
-        if any(text[at] != letter for text in texts):
-            return shortest[:at]
-    return shortest
-
-
-def _readable(prompt: str) -> str:
-    """Chat messages as plain text; other prompts as they are."""
-    try:
-        messages = json.loads(prompt)
-    except ValueError:
-        return prompt
-    if not (isinstance(messages, list) and messages and all(isinstance(m, dict) and "content" in m for m in messages)):
-        return prompt
-    if len(messages) == 1:
-        return str(messages[0]["content"])
-    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
-
-
 def documents(source: LmEvalItems, mirror: Mirror, limit: int | None) -> list[Item]:
     """Question, choices and right answer of an lm-eval task's documents, of the first `limit`.
 
@@ -381,7 +325,7 @@ def documents(source: LmEvalItems, mirror: Mirror, limit: int | None) -> list[It
 def _item(task: Any, doc: dict[str, Any], source: LmEvalItems, where: str) -> Item:
     ranked = task.OUTPUT_TYPE == "multiple_choice"
     choices = [str(choice) for choice in task.doc_to_choice(doc)] if ranked else []
-    gold = _gold_index(task, doc) if ranked else -1
+    gold = gold_index_of(task, doc) if ranked else -1
     question = render_template(source.question, doc, where) if source.question else str(task.doc_to_text(doc))
     target = choices[gold] if ranked else str(task.doc_to_target(doc))
     return library_item(source, doc, question=question, choices=choices, gold=gold, target=target)

@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Interval
 
 from perplexity_lies.catalogue.sources import ItemSource
-from perplexity_lies.catalogue.tasks import RungSettings, Suite
+from perplexity_lies.catalogue.tasks import RungSettings, Suite, TaskSpec
 from perplexity_lies.engines.base import Engine
-from perplexity_lies.errors import UsageError, nearest
+from perplexity_lies.errors import UsageError, from_table, nearest
 from perplexity_lies.protocols.base import Context, through_door
 from perplexity_lies.record.records import ItemRecord
 from perplexity_lies.rungs import LOGLIKELIHOOD
@@ -45,6 +45,13 @@ class Loglikelihood(RungSettings):
     def source(self, items: ItemSource | None) -> str:
         asked = items.title if items is not None else self.lm_eval or self.lm_eval_file
         return f"lm-eval, {asked}, {self.num_fewshot}-shot"
+
+    def metrics(self, task: TaskSpec, suite: Suite) -> tuple[str, ...]:
+        if task.items is not None:
+            return ITEMS_METRICS
+        door = "perplexity_lies.protocols.lm_eval_door:task_metrics"
+        found: tuple[str, ...] = from_table(door, f"the rung {self.rung!r} cannot be asked", "eval")(self, suite)
+        return found
 
     def files(self, folder: Path, where: str) -> list[Path]:
         if not self.lm_eval_file:

@@ -53,6 +53,15 @@ def _of_score(task: str, row: RungRow, found: SideScore, label: str) -> Iterator
     if found.cut_prompts:
         text = f"{found.cut_prompts} of {found.records} of {whose} prompts did not fit its context and lost their beginning"
         yield Caution(kind="cut prompts", task=task, text=text)
+    if found.bos_before_template:
+        text = (
+            f"{found.bos_before_template} of {found.records} of {whose} prompts begin with a BOS that the chat template "
+            "does not write, as lm-eval asks them; replies are asked without it"
+        )
+        yield Caution(kind="beginning", task=task, text=text)
+    for why, count in found.never_right.items():
+        text = f"{count} of {found.records} of {whose} records can be right for no checkpoint: {why}"
+        yield Caution(kind="never right", task=task, text=text)
     if found.beyond_context:
         text = f"{found.beyond_context} of {found.records} of {whose} records reach beyond its stated context"
         yield Caution(kind="beyond context", task=task, text=text)

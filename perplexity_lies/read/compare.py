@@ -17,7 +17,18 @@ from typing import Any
 from perplexity_lies.errors import UsageError
 from perplexity_lies.read.cautions import caution
 from perplexity_lies.read.comparison import Comparison, load_comparison
-from perplexity_lies.read.numbers import ABSENT, SHORT, STATUS_CODES, Bootstrap, RungItems, Side, TaskItems, Unpaired
+from perplexity_lies.read.cuts import cut_differently
+from perplexity_lies.read.numbers import (
+    ABSENT,
+    SHORT,
+    STATUS_CODES,
+    Bootstrap,
+    Caution,
+    RungItems,
+    Side,
+    TaskItems,
+    Unpaired,
+)
 from perplexity_lies.read.pairing import Paired, Records, Seen, mean_score, scan
 from perplexity_lies.read.rows import TaskNumbers, overall_row, overall_tasks, task_numbers
 from perplexity_lies.read.stats.bootstrap import RESAMPLES
@@ -182,6 +193,7 @@ def compare_runs(*runs: str | Path, seed: int = 0, resamples: int = RESAMPLES) -
     unpaired: list[Unpaired] = []
     items: list[TaskItems] = []
     seeds: list[str] = []
+    cuts: list[Caution] = []
     for facts in _tasks(opened, sides):
         task, pairs, left = task_numbers(facts, sides, labels, bootstrap)
         tasks.append(task)
@@ -189,6 +201,8 @@ def compare_runs(*runs: str | Path, seed: int = 0, resamples: int = RESAMPLES) -
         items.append(_items(facts.name, pairs, sides))
         if _seeds_differ(facts.name, pairs, sides):
             seeds.append(facts.name)
+        said = cut_differently(facts.name, pairs, sides, labels)
+        cuts += [Caution(kind="cut differently", task=facts.name, text=text) for text in said]
     overall = overall_row(overall_tasks(tasks), len(sides))
     rows = tuple(task.row for task in tasks)
     return Comparison(
@@ -197,7 +211,7 @@ def compare_runs(*runs: str | Path, seed: int = 0, resamples: int = RESAMPLES) -
         overall=overall,
         items_of=tuple(items),
         unpaired=tuple(unpaired),
-        cautions=tuple(caution(described, rows, overall, items, unpaired, seeds)),
+        cautions=(*caution(described, rows, overall, items, unpaired, seeds), *cuts),
         bootstrap=bootstrap,
     )
 

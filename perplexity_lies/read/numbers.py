@@ -62,6 +62,10 @@ class SideScore(Checked):
     """Records whose prompt lost tokens on its left because it did not fit the context."""
     beyond_context: int = 0
     """Records with tokens at positions beyond the checkpoint's stated context."""
+    bos_before_template: int = 0
+    """Records whose prompt got a BOS that the chat template does not write."""
+    never_right: dict[str, int] = field(default_factory=dict)
+    """Why an item could not be had right by any checkpoint -> records."""
 
     @property
     def fallback(self) -> float:

@@ -52,9 +52,12 @@ class Seen:
     """Hash of the reference."""
     measured: bool
     reply_cut: bool
-    prompt_cut: bool
+    cut_tokens: int
+    """Cut from the left of its prompt."""
     beyond_context: bool
     fragile: bool
+    bos_before_template: bool
+    never_right: str
     headline: Read
     readings: dict[str, Read]
     """Extractor -> its reading, the headline first."""
@@ -105,9 +108,11 @@ def _seen(record: ItemRecord) -> Seen:
         gold=sha256_text(f"{record.gold_index}\n{record.gold}"),
         measured=record.measured,
         reply_cut=record.finish_reason == "length",
-        prompt_cut=record.truncated_prompt_tokens > 0,
+        cut_tokens=record.truncated_prompt_tokens,
         beyond_context=record.beyond_context_tokens > 0,
         fragile=record.fragile,
+        bos_before_template=record.bos_before_template,
+        never_right=record.never_right,
         headline=readings[record.headline.extractor],
         readings=readings,
     )

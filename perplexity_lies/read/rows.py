@@ -82,8 +82,10 @@ def _side_scores(sample: Sample, extractor: str | None = None) -> tuple[SideScor
                 coverage=statuses[Status.SCORED] / len(records),
                 fallbacks=sum(reading.by_fallback for reading in read),
                 truncation=sum(seen.reply_cut for seen in records) / len(records),
-                cut_prompts=sum(seen.prompt_cut for seen in records),
+                cut_prompts=sum(seen.cut_tokens > 0 for seen in records),
                 beyond_context=sum(seen.beyond_context for seen in records),
+                bos_before_template=sum(seen.bos_before_template for seen in records),
+                never_right=dict(sorted(Counter(seen.never_right for seen in records if seen.never_right).items())),
             )
         )
     return tuple(found)

@@ -33,9 +33,25 @@ def headline(overall: TaskRow | None, students: Sequence[Side], failures: Sequen
     if overall is None:
         return "No task has items that pair, so there is no gap to report."
     several = len(students) > 1
-    return " ".join(
+    said = [
         _sentences(overall, side, f"{student.label} ({student.name})" if several else "the student")
         for side, student in enumerate(students, 1)
+    ]
+    return " ".join([*said, *_cut_prompts(overall, ["teacher", *(student.label for student in students)])])
+
+
+def _cut_prompts(overall: TaskRow, labels: Sequence[str]) -> list[str]:
+    """A sentence where prompts lost their beginning: the numbers are then not about the questions that were meant."""
+    cut = [
+        f"{side.cut_prompts} of {side.records} of the {label}'s {RUNGS[rung].title} prompts"
+        for rung, row in overall.rungs.items()
+        for label, side in zip(labels, row.sides, strict=True)
+        if side.cut_prompts
+    ]
+    return (
+        [f"Not all was asked as meant: {', '.join(cut)} did not fit the context and lost their beginning."]
+        if cut
+        else []
     )
 
 

@@ -111,6 +111,10 @@ class ItemRecord(Checked):
     """Tokens of prompt and reply at positions beyond the checkpoint's stated context."""
     fragile: bool = False
     """Whether the engine's own rounding could have changed the choice ranked first, or a token of the reply."""
+    bos_before_template: bool = False
+    """Whether the tokenizer put a BOS before a chat template that writes none, as lm-eval asks; a reply is asked without."""
+    never_right: str = ""
+    """Why no checkpoint could have this item right: a reference longer than the budget, say; empty where one could."""
     error: str = ""
 
     def __post_init__(self) -> None:

@@ -15,9 +15,9 @@ const marks = (item, rung) => {
 const statusChip = (status) => make("span", `chip${status === "scored" ? "" : " odd"}`, status);
 const fragileChip = (fragile) => (fragile ? make("span", "chip odd", "fragile") : null);
 
-// Bars compare what was ranked: shares by log-likelihood, or, where length was divided out, the mean probability of a character.
+// Bars compare what was ranked: shares by log-likelihood, or, where length was divided out, the mean probability of a character or byte.
 const barShares = (reply) => {
-  if (reply.per_character) return reply.per_character.map(Math.exp);
+  if (reply.per_unit) return reply.per_unit.map((value) => (value === null ? 0 : Math.exp(value)));
   const top = Math.max(...reply.nats);
   const weights = reply.nats.map((value) => Math.exp(value - top));
   const total = weights.reduce((sum, weight) => sum + weight, 0);
@@ -30,9 +30,9 @@ const natsCell = (reply, i) => {
   const bar = make("span", "bar");
   bar.style.width = `${(100 * barShares(reply)[i]).toFixed(1)}%`;
   const line = make("td", `nats${first ? " first" : ""}`, `${reply.nats[i].toFixed(3)} nats`);
-  if (reply.per_character) line.append(" ", make("span", "per", `${reply.per_character[i].toFixed(3)} a character`));
+  if ((reply.per_unit?.[i] ?? null) !== null) line.append(" ", make("span", "per", `${reply.per_unit[i].toFixed(3)} a ${reply.unit}`));
   if (first) line.append(" ", make("span", "chip", "ranked first"));
-  line.append(make("span", "track", bar));
+  if (!reply.unbarred) line.append(make("span", "track", bar)); // what another metric ranks by, a bar of these would contradict
   return line;
 };
 
@@ -51,17 +51,20 @@ const readAs = (reading, label) =>
     make("span", "none", ` (${[reading.rule, reading.extractor].filter(Boolean).join(", ")})`));
 
 const replyBlock = (side, reply, several, written) => {
-  const facts = [`score ${reply.score}`, reply.finish_reason, reply.completion_tokens ? `${reply.completion_tokens} tokens` : ""];
+  const facts = [`score ${reply.score}`, reply.finish_reason, reply.completion_tokens ? `${reply.completion_tokens} tokens` : "",
+    reply.cut ? `${reply.cut} tokens of its prompt cut` : "", reply.beyond ? `${reply.beyond} tokens beyond the context` : ""];
   if (several) facts.push(`seed ${reply.seed}`);
   const head = make("h4", "", make("b", "", SIDES[side].label), statusChip(reply.status), fragileChip(reply.fragile),
     facts.filter(Boolean).join(" · "));
   const error = reply.error ? make("p", "gold", ...shown(reply.error)) : null;
+  const never = reply.never ? make("p", "gold", `Right for no checkpoint: ${reply.never}`) : null;
+  const opened = reply.prefix ? make("span", "cut-out", `${reply.prefix} (in the prompt)`) : "";
   const others = (reply.others || []).map((other) => {
     const line = readAs(other, "also read as");
     line.append(` score ${other.score} `, other.status === "scored" ? "" : statusChip(other.status));
     return line;
   });
-  return make("div", "", head, error, written ? make("pre", "", ...(reply.text ? shown(reply.text) : ["(empty)"])) : null,
+  return make("div", "", head, error, never, written ? make("pre", "", opened, ...(reply.text ? shown(reply.text) : ["(empty)"])) : null,
     readAs(reply, "read as"), ...others);
 };
 
@@ -105,7 +108,7 @@ const rungBlock = (item, rung, texts) => {
   const parts = [heading, make("pre", "", ...shown(asked.prompt)), make("p", "gold", "gold: ", make("b", "", ...shown(asked.gold)))];
   if (asked.choices.length) parts.push(choiceTable(asked));
   const written = rung.replies || !asked.choices.length;
-  const odd = asked.sides.flat().some((reply) => reply.status !== "scored" || reply.fragile || reply.others || reply.error);
+  const odd = asked.sides.flat().some((reply) => reply.status !== "scored" || reply.fragile || reply.others || reply.error || reply.cut || reply.never);
   const gone = asked.sides.some((replies) => !replies.length) || asked.prompts;
   if (written || odd || gone) parts.push(make("div", "two", ...SIDES.map((_, side) => column(asked, side, written))));
   const long = [asked.prompt, ...asked.sides.flat().map((reply) => reply.text)].some(Array.isArray);

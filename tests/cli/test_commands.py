@@ -26,6 +26,13 @@ def test_suites_are_listed_and_shown(plies: Plies, tmp_path: Path) -> None:
     assert "# openai/gsm8k: hf download" in plies("suites", "smoke").out
 
 
+def test_metrics_of_a_suite_are_listed(plies: Plies) -> None:
+    said = plies("suites", "smoke", "--metrics")
+    assert said.code == 0 and "arc_easy, log-likelihood: acc, acc_norm (the suite's)\n" in said.out
+    assert "gsm8k, generation: accuracy (the suite's)\n" in said.out
+    assert "facts, log-likelihood: acc (the suite's), acc_norm\n" in plies("suites", "miniature", "--metrics").out
+
+
 def test_compare_leaves_runs_comparison_and_report(compared: Path) -> None:
     (comparison,) = compared.glob("*/comparison.json")
     content = json.loads(comparison.read_text())

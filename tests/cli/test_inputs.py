@@ -222,3 +222,28 @@ def test_reader_that_has_read_enough(tmp_path: Path) -> None:
     command = f"{sys.executable} -m perplexity_lies.cli suites smoke | head -c 10; echo ${{PIPESTATUS[0]}}"
     ran = subprocess.run(["bash", "-c", f"for i in 1 2 3; do {command}; done"], capture_output=True, text=True)
     assert ran.stderr == "" and set(ran.stdout.replace("# Five pub", "").split()) <= {"0", "1"}
+
+
+def test_template_arguments_are_recorded_and_enter_the_identity(llama_copy: Path, suite: Path, tmp_path: Path) -> None:
+    """From an option and from a suite; the clock that the template asks for stands in the manifest."""
+    from perplexity_lies.run import evaluate
+
+    template = "{{ strftime_now('%S') }} {{ messages[0]['content'] }}{{ 'no' if enable_thinking is false }}"
+    (llama_copy / "chat_template.jinja").write_text(template)
+    told: dict[str, Any] = {"out": tmp_path / "o", "device": "cpu", "limit": 2, "quiet": True, "rungs": "generation"}
+    plain = evaluate(str(llama_copy), suite=suite, **told)
+    given = evaluate(str(llama_copy), suite=suite, chat_template_args='{"enable_thinking": false}', **told)
+    own = tmp_path / "own.yaml"
+    own.write_text(suite.read_text() + "chat_template_args: {enable_thinking: false}\n")
+    (tmp_path / "items.jsonl").write_text((suite.parent / "items.jsonl").read_text())
+    by_suite = evaluate(str(llama_copy), suite=own, **told)
+    assert len({run.path for run in (plain, given, by_suite)}) == 3
+    facts = [
+        {name: run.manifest.settings.get(name) for name in ("chat_template_args", "template_clock")}
+        for run in (plain, given, by_suite)
+    ]
+    assert facts[0] == {"chat_template_args": None, "template_clock": "2025-01-01T12:00:00"}
+    assert facts[1] == facts[2] == {**facts[0], "chat_template_args": '{"enable_thinking":false}'}
+    assert given.manifest.engine["chat_template_args"] == '{"enable_thinking":false}'
+    texts = [[record.prompt_tokens for record in run.records()] for run in (plain, given, by_suite)]
+    assert texts[0] != texts[1] == texts[2]

@@ -93,7 +93,8 @@ def test_process_is_as_before(
     if raising:
         assert {"evalscope": "evalscope has no benchmark", "lm_eval": "lm-eval cannot load"}[raising] in found["raised"]
     logs = {path.name for path in (tmp_path / "out").rglob("*.log")}
-    assert logs >= {"loading.log", "loglikelihood.log"}
+    told_early = raising == "evalscope"
+    assert logs >= ({"suite.log"} if told_early else {"suite.log", "loading.log", "loglikelihood.log"})
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def stock(tmp_path: Path, items_suite: Callable[..., Suite]) -> Callable[..., Pa
         data = tmp_path / "hub" / "o" / "d"
         data.mkdir(parents=True)
         (data / "test.jsonl").write_text('{"a": "x", "b": ["y", "z"], "c": 0}\n')
-        kind = "nonsense" if refuser == "lm_eval" else "multiple_choice"
+        kind, benchmark = ("nonsense", "arc") if refuser == "lm_eval" else ("multiple_choice", "nonsense")
         (tmp_path / "x.yaml").write_text(
             f"task: x\noutput_type: {kind}\ndataset_path: json\ntest_split: test\n"
             "doc_to_text: a\ndoc_to_choice: b\ndoc_to_target: c\n"
@@ -112,7 +113,7 @@ def stock(tmp_path: Path, items_suite: Callable[..., Suite]) -> Callable[..., Pa
         (tmp_path / "own.yaml").write_text(
             "name: own\ntasks:\n- name: own\n"
             "  loglikelihood: {lm_eval_file: x.yaml, dataset: o/d, metric: acc, item: '{{ a }}'}\n"
-            "  generation: {evalscope: nonsense, dataset: o/d, max_new_tokens: 4, metric: m, item: '{{ a }}'}\n"
+            f"  generation: {{evalscope: {benchmark}, dataset: o/d, max_new_tokens: 4, metric: accuracy, item: '{{{{ a }}}}'}}\n"
         )
         return tmp_path / "own.yaml"
 
