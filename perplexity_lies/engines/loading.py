@@ -120,6 +120,7 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.P
             mend="check that config.json belongs to these weights; `plies doctor` shows the transformers version",
         ) from error
     _refuse_partial(checkpoint, info)
+    _count_latent_heads(model)
     try:
         return model.to(device).eval()
     except RuntimeError as error:  # out of memory is one
@@ -128,6 +129,20 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.P
             found=_first_line(error),
             mend="--dtype bfloat16 halves it; --device cpu if the device is taken",
         ) from error
+
+
+def _count_latent_heads(model: torch.nn.Module) -> None:
+    """Latent attention (DeepSeek's) makes keys and values for every head, whatever `num_key_value_heads` says.
+
+    As soon as there is a mask, transformers repeats them by that number all the same, and fails.
+    """
+    for module in model.modules():
+        projection, config = getattr(module, "kv_b_proj", None), getattr(module, "config", None)
+        if projection is None or getattr(module, "num_key_value_groups", 1) == 1:
+            continue
+        widths = [getattr(config, name, 0) for name in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim")]
+        if projection.weight.shape[0] == widths[0] * (widths[1] + widths[2]):
+            module.num_key_value_groups = 1  # type: ignore[assignment]  # a plain attribute
 
 
 def _refuse_partial(checkpoint: Checkpoint, info: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ import transformers
 from perplexity_lies.checkpoint.lookup import Checkpoint
 from perplexity_lies.engines import tokens
 from perplexity_lies.engines.base import (
-    CannotShare,
     Engine,
     EngineOptions,
     Finished,
@@ -39,9 +38,9 @@ from perplexity_lies.engines.decoding import Row
 from perplexity_lies.engines.device import cpu_threads
 from perplexity_lies.engines.generation import generate_by_length, generate_in_slots
 from perplexity_lies.engines.loading import LEARNED_POSITIONS, load_model, load_tokenizer
+from perplexity_lies.engines.probe import find_fit
 from perplexity_lies.engines.scoring import Budget, score_tree
-from perplexity_lies.engines.slots import check_can_slot
-from perplexity_lies.engines.state import border_tokens, check_can_fork, gather, state_argument, state_of
+from perplexity_lies.engines.state import border_tokens
 from perplexity_lies.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -59,9 +58,6 @@ A larger batch is no faster; on a CPU it is slower, because its keys no longer f
 STATE_SHARE = 4
 """Forked states may hold 1/STATE_SHARE of the memory that the weights leave free (RAM on a CPU)."""
 
-PROBE_TOKENS = 6
-"""Tokens of the trial run: a second half run from the forked state of the first must give the logits of one pass."""
-
 
 class TorchEngine(Engine):
     """A transformers model in this process."""
@@ -75,10 +71,11 @@ class TorchEngine(Engine):
         self.end_ids = tokens.end_ids(self.model.generation_config, self.model.config, self.tokenizer)
         self._weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.threads = 1 if checkpoint.parameters < SMALL_PARAMETERS else torch.get_num_threads()
-        self.why_not_shared, self.why_not_slots = _probe(self.model, self.device)
+        self.why_not_shared, self.why_not_slots, self.why_not_cached = find_fit(self.model, self.device)
         for what, why in (
             ("prefixes are not shared", self.why_not_shared),
             ("no continuous batching", self.why_not_slots),
+            ("every token of a reply runs the whole sequence again", self.why_not_cached),
         ):
             if why:
                 logger.warning("%s: %s: %s", checkpoint.name, what, why)
@@ -173,9 +170,10 @@ class TorchEngine(Engine):
         with cpu_threads(self.threads), self._memory_told():
             if border := self._border_below(longest, "continuous batching"):
                 # HF `generate` recomputes the state at the border for longrope only.
-                yield from generate_by_length(*given, again_at=border[1] if border[0] == "longrope" else None)
+                again_at = border[1] if border[0] == "longrope" else None
+                yield from generate_by_length(*given, again_at=again_at, cached=not self.why_not_cached)
             elif self.why_not_slots:
-                yield from generate_by_length(*given)
+                yield from generate_by_length(*given, cached=not self.why_not_cached)
             else:
                 yield from generate_in_slots(*given)
 
@@ -211,46 +209,6 @@ def _forward_tokens(model: transformers.PreTrainedModel, device: torch.device) -
     flops = 2 * max(1, model.num_parameters() - embedding)
     layers = getattr(config, "num_hidden_layers", 12)
     return few_rows + min(4096, int(layers * launch_s * flops_per_s / flops))
-
-
-@torch.inference_mode()
-def _probe(model: transformers.PreTrainedModel, device: torch.device) -> tuple[str, str]:
-    """Run PROBE_TOKENS tokens. Returns why the state cannot be forked and why it cannot be batched in slots; empty if it can.
-
-    Raises CheckpointError when the model cannot run them.
-    """
-    ids = torch.arange(1, PROBE_TOKENS + 1, device=device)[None] % model.config.get_text_config().vocab_size
-    half = PROBE_TOKENS // 2
-    try:
-        whole = model(input_ids=ids, use_cache=False).logits[:, half:]
-        first = model(input_ids=ids[:, :half], use_cache=True)
-    except Exception as error:  # the checkpoint's own code may raise anything
-        raise CheckpointError("the checkpoint cannot be run", found=f"{type(error).__name__}: {error}") from error
-    try:
-        state = state_of(first)
-        check_can_fork(state)
-        _check_goes_on(model, ids[:, half:], gather(state, [0, 0]), whole)
-    except CannotShare as reason:
-        return str(reason), str(reason)
-    try:
-        check_can_slot(state)
-    except CannotShare as reason:
-        return "", str(reason)
-    return "", ""
-
-
-def _check_goes_on(model: Any, ids: torch.Tensor, state: Any, whole: torch.Tensor) -> None:
-    """Raises CannotShare unless `ids` [1, n], run from a `state` of two rows, give the logits `whole` [1, n, vocabulary].
-
-    They do not for Mamba in transformers, which ignores its state whenever it reads more than one token.
-    """
-    try:
-        found = model(input_ids=ids.expand(2, -1), use_cache=True, **{state_argument(model): state}).logits
-    except Exception as error:  # as above
-        raise CannotShare(f"running on from its state fails: {type(error).__name__}: {error}") from error
-    apart, bar = (found - whole).abs().max(), torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
-    if not apart <= bar:
-        raise CannotShare(f"several tokens run from its state have other logits than in one pass (by {apart:.2g})")
 
 
 def _warn_of_unused_generation_settings(model: transformers.PreTrainedModel) -> None:
