@@ -36,6 +36,7 @@ from perplexity_lies.engines.base import (
     ScoreResult,
     nothing_finished,
 )
+from perplexity_lies.engines.decoding import special_texts
 from perplexity_lies.engines.loading import load_tokenizer
 from perplexity_lies.engines.replies import an_object, letters, read_logprobs, read_reply, usage_of
 from perplexity_lies.errors import MissingError
@@ -176,8 +177,11 @@ class EndpointEngine(Engine):
                 "seed": request.seed,
                 **({"top_k": sampling.top_k} if sampling.top_k else {}),
             }
+        hidden = self._hidden(request.stop)
         if request.stop:
             body["stop"] = list(request.stop)
+        if hidden:
+            body["skip_special_tokens"] = False
         ids: list[int] = []
         cut = 0
         if self.takes_messages:
@@ -198,6 +202,8 @@ class EndpointEngine(Engine):
 
         def read(content: Any) -> GenerateResult:
             text, reason = read_reply(content, request.stop)
+            for special in hidden:
+                text = text.replace(special, "")
             counted = usage_of(content, "prompt_tokens")
             if ids and counted not in (None, len(ids)):
                 raise ValueError(f"the server read {counted} tokens of a prompt of {len(ids)}")
@@ -216,6 +222,15 @@ class EndpointEngine(Engine):
             )  # fmt: skip
 
         return Job(request.key, path, body, read, lost)
+
+    def _hidden(self, stop: Sequence[str]) -> tuple[str, ...]:
+        """The tokenizer's special tokens if a stop string holds one, else none.
+
+        Servers match stop strings on text without special tokens unless they are told (vLLM's and SGLang's
+        `skip_special_tokens`); one that does not know the field refuses it, which becomes a `refused` record.
+        """
+        specials = special_texts(self.tokenizer) if self.tokenizer is not None and stop else ()
+        return specials if any(special in text for special in specials for text in stop) else ()
 
     def _ask_all(self, requests: Sequence[Any], job_of: Callable[[Any], Job]) -> Iterator[list[Any]]:
         """Yields results as they arrive, with at most `slots` requests under way.

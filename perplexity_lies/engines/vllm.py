@@ -31,7 +31,7 @@ from perplexity_lies.engines.base import (
     ScoreResult,
     nothing_finished,
 )
-from perplexity_lies.engines.decoding import decode_text, first_stop
+from perplexity_lies.engines.decoding import holds_stop, text_before_stop
 from perplexity_lies.engines.loading import load_tokenizer, resolve_dtype
 from perplexity_lies.errors import CheckpointError, MissingError, UsageError
 
@@ -132,6 +132,8 @@ class VllmEngine(Engine):
             logprobs=None if sampling.temperature > 0 else 2,
             max_tokens=min(request.max_new_tokens, self.context_tokens - prompt_tokens),
             stop=list(request.stop),
+            skip_special_tokens=not request.stop,  # a stop string may be a special token; the text is decoded here
+            spaces_between_special_tokens=False,
             stop_token_ids=sorted(self.end_ids),
             ignore_eos=True,
             output_kind=WHOLE,
@@ -158,21 +160,22 @@ class VllmEngine(Engine):
 
     def _reply(self, request: GenerateRequest, prompt_tokens: int, output: Any) -> GenerateResult:
         (row,) = output.outputs
-        text = decode_text(self.tokenizer, row.token_ids)
-        cut = first_stop(text, request.stop)
         reason: FinishReason = "length"
         if row.finish_reason == "stop":
             reason = "stop_string" if isinstance(row.stop_reason, str) else "stop"
+        elif request.stop and holds_stop(self.tokenizer, row.token_ids, request.stop):
+            reason = "stop_string"  # across a special token, which vLLM's text has and the reply has not
         kept = len(output.prompt_token_ids)
         return GenerateResult(
             key=request.key,
-            text=text if cut < 0 else text[:cut],
+            text=text_before_stop(self.tokenizer, row.token_ids, request.stop),
             finish_reason=reason,
             prompt_tokens=kept,
             completion_tokens=len(row.token_ids),
             token_ids=tuple(row.token_ids),
             truncated_tokens=prompt_tokens - kept,
             smallest_margin=smallest_margin(row.logprobs),
+            beyond_context_tokens=max(0, kept + len(row.token_ids) - self.context_tokens),
         )
 
     def _run(self, asks: dict[str, Ask], read: Callable[[str, Any], Any]) -> Iterator[list[Any]]:
