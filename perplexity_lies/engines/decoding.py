@@ -34,11 +34,12 @@ class Row:
     smallest_margin: float | None = None
     """Smallest lead of a greedy token over the second best so far, in logits."""
 
-    def refused(self, why: str) -> GenerateResult:
+    def refused(self, why: str, context_tokens: int) -> GenerateResult:
         """The result of a row that cannot be run, with the reason."""
         return GenerateResult(
             key=self.request.key, text="", finish_reason="length", prompt_tokens=len(self.prompt_ids), completion_tokens=0,
             truncated_tokens=self.truncated_tokens, error=why,
+            beyond_context_tokens=max(0, len(self.prompt_ids) - context_tokens),
         )  # fmt: skip
 
 

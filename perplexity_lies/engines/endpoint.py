@@ -35,6 +35,7 @@ from perplexity_lies.engines.base import (
     ScoreRequest,
     ScoreResult,
     nothing_finished,
+    unscored,
 )
 from perplexity_lies.engines.decoding import special_texts
 from perplexity_lies.engines.loading import load_tokenizer
@@ -128,7 +129,16 @@ class EndpointEngine(Engine):
     ) -> Iterator[list[ScoreResult]]:
         if self.why_no_score:
             raise MissingError(f"{self.served.url} has no log-likelihoods to give", found=self.why_no_score)
-        return self._ask_all([request for request in requests if not finished(request.key)], self._score_job)
+        return self._score(requests, finished)
+
+    def _score(self, requests: Sequence[ScoreRequest], finished: Finished) -> Iterator[list[ScoreResult]]:
+        waiting = [request for request in requests if not finished(request.key)]
+        refused = {
+            r.key: unscored(r, why) for r in waiting if (why := tokens.why_not_scored(r, self.context_tokens - 2))
+        }
+        if refused:
+            yield list(refused.values())
+        yield from self._ask_all([request for request in waiting if request.key not in refused], self._score_job)
 
     def generate(
         self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
@@ -147,7 +157,7 @@ class EndpointEngine(Engine):
     def _score_job(self, request: ScoreRequest) -> Job:
         whole = (*request.context_ids, *request.continuation_ids)
         kept = whole[-(self.context_tokens - 1) :]
-        n = min(len(request.continuation_ids), len(kept) - 1)
+        n = len(request.continuation_ids)
         spelled = letters(tokens.spell(self.tokenizer, kept[-n:])) if self.ability.prompts == "text" else None
         facts: dict[str, Any] = {
             "key": request.key,
@@ -189,7 +199,7 @@ class EndpointEngine(Engine):
             body["messages"] = [{"role": role, "content": content} for role, content in request.messages]
         else:
             path, whole = "/completions", self.encode(request.prompt, request.add_special_tokens)
-            ids = whole if request.max_prompt_tokens is None else whole[-request.max_prompt_tokens :]
+            ids = tokens.keep_last(whole, request.max_prompt_tokens)
             cut = len(whole) - len(ids)
             as_text = self.ability.prompts == "text" and ids == [
                 *self.ability.added_ids,
@@ -219,6 +229,7 @@ class EndpointEngine(Engine):
             return GenerateResult(
                 key=request.key, text="", finish_reason="length", prompt_tokens=len(ids), completion_tokens=0,
                 truncated_tokens=cut, error=why, failed=failed,
+                beyond_context_tokens=max(0, len(ids) - self.context_tokens),
             )  # fmt: skip
 
         return Job(request.key, path, body, read, lost)

@@ -251,13 +251,13 @@ def score_tree(
 
 
 def _targets(requests: Sequence[ScoreRequest], context_tokens: int) -> dict[tuple[int, ...], list[Target]]:
-    """Input ids -> the log-likelihoods to read off it."""
+    """Input ids -> the log-likelihoods to read off it. Every continuation fits the context."""
     found: dict[tuple[int, ...], dict[str, Target]] = {}
     for request in requests:
         whole = (*request.context_ids, *request.continuation_ids)
         kept = whole[-(context_tokens + 1) :]
-        continuation = request.continuation_ids[-(len(kept) - 1) :]
-        found.setdefault(kept[:-1], {})[request.key] = Target(request.key, continuation, len(whole) - len(kept))
+        target = Target(request.key, request.continuation_ids, len(whole) - len(kept))
+        found.setdefault(kept[:-1], {})[request.key] = target
     return {ids: list(targets.values()) for ids, targets in found.items()}
 
 

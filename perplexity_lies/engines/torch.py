@@ -33,6 +33,7 @@ from perplexity_lies.engines.base import (
     ScoreResult,
     ShownModel,
     nothing_finished,
+    unscored,
 )
 from perplexity_lies.engines.decoding import Row
 from perplexity_lies.engines.device import cpu_threads
@@ -68,7 +69,9 @@ class TorchEngine(Engine):
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint, options)
         self.device = next(self.model.parameters()).device
-        self.end_ids = tokens.end_ids(self.model.generation_config, self.model.config, self.tokenizer)
+        self.embedded = _embedded(self.model)
+        """Token ids below this one have an embedding and a logit."""
+        self.end_ids = tokens.end_ids(self.model.generation_config, self.model.config, self.tokenizer, self.embedded)
         self._weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.threads = 1 if checkpoint.parameters < SMALL_PARAMETERS else torch.get_num_threads()
         self.why_not_shared, self.why_not_slots, self.why_not_cached = find_fit(self.model, self.device)
@@ -115,12 +118,22 @@ class TorchEngine(Engine):
     def score(
         self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
     ) -> Iterator[list[ScoreResult]]:
+        refused = {r.key: unscored(r, why) for r in requests if (why := self._why_not_scored(r))}
+        requests = [r for r in requests if r.key not in refused]
+        if waiting := [result for key, result in refused.items() if not finished(key)]:
+            yield waiting
         longest = max((len(r.context_ids) + len(r.continuation_ids) - 1 for r in requests), default=0)
         border = self._border_below(min(longest, self.context_tokens), "shared prefixes or batches")
         budget = replace(self._budget(), rows=1) if border else self._budget()
         share = not (self.why_not_shared or border)
         with cpu_threads(self.threads), self._memory_told():
             yield from score_tree(self.model, requests, self.context_tokens, budget, finished, share=share)
+
+    def _why_not_scored(self, request: ScoreRequest) -> str:
+        ids = (*request.context_ids, *request.continuation_ids)
+        return tokens.why_not_scored(request, self.context_tokens) or tokens.why_not_embedded(
+            self.tokenizer, ids, self.embedded
+        )
 
     def _border_below(self, tokens: int, without: str) -> tuple[str, int] | None:
         """The rotary embedding's border (`state.border_tokens`) if a row of `tokens` crosses it, else None.
@@ -163,7 +176,7 @@ class TorchEngine(Engine):
         rows = {request.key: self._row(request) for request in requests}
         refused = [row for row in rows.values() if self._refusal(row)]
         if refused:
-            yield [row.refused(self._refusal(row)) for row in refused]
+            yield [row.refused(self._refusal(row), self.context_tokens) for row in refused]
         runnable = [row for row in rows.values() if not self._refusal(row)]
         longest = max((len(row.prompt_ids) + row.request.max_new_tokens - 1 for row in runnable), default=0)
         given = (self.model, self.tokenizer, runnable, self.end_ids, self.context_tokens, self._budget(), finished)
@@ -179,7 +192,7 @@ class TorchEngine(Engine):
 
     def _row(self, request: GenerateRequest) -> Row:
         ids = self.encode(request.prompt, request.add_special_tokens)
-        kept = ids if request.max_prompt_tokens is None else ids[-request.max_prompt_tokens :]
+        kept = tokens.keep_last(ids, request.max_prompt_tokens)
         return Row(request=request, prompt_ids=tuple(kept), truncated_tokens=len(ids) - len(kept))
 
     def _refusal(self, row: Row) -> str:
@@ -188,7 +201,7 @@ class TorchEngine(Engine):
             return "the prompt has no tokens"
         if self.model.config.model_type in LEARNED_POSITIONS and len(row.prompt_ids) >= self.context_tokens:
             return f"the prompt has {len(row.prompt_ids)} tokens and the checkpoint {self.context_tokens} positions"
-        return ""
+        return tokens.why_not_embedded(self.tokenizer, row.prompt_ids, self.embedded)
 
 
 def _memory_bytes(device: torch.device) -> int:
@@ -196,6 +209,15 @@ def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _embedded(model: transformers.PreTrainedModel) -> int:
+    """How many tokens have an embedding and a logit."""
+    found = [
+        getattr(module, "weight", None) for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    ]
+    rows = [int(weight.shape[0]) for weight in found if isinstance(weight, torch.Tensor) and weight.ndim == 2]
+    return min([*rows, *([] if rows else [int(model.config.get_text_config().vocab_size)])])
 
 
 def _forward_tokens(model: transformers.PreTrainedModel, device: torch.device) -> int:

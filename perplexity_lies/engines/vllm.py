@@ -30,6 +30,7 @@ from perplexity_lies.engines.base import (
     ScoreRequest,
     ScoreResult,
     nothing_finished,
+    unscored,
 )
 from perplexity_lies.engines.decoding import holds_stop, text_before_stop
 from perplexity_lies.engines.loading import load_tokenizer, resolve_dtype
@@ -52,7 +53,10 @@ class VllmEngine(Engine):
         self.llm = _load(checkpoint, options, dtype, eager=self.device == "cpu")
         config = self.llm.model_config
         self.dtype = str(config.dtype).removeprefix("torch.")
-        self.end_ids = tokens.end_ids(_generation_config(checkpoint), config.hf_text_config, self.tokenizer)
+        self.embedded = int(config.get_vocab_size())
+        self.end_ids = tokens.end_ids(
+            _generation_config(checkpoint), config.hf_text_config, self.tokenizer, self.embedded
+        )
 
     @property
     def context_tokens(self) -> int:
@@ -87,20 +91,29 @@ class VllmEngine(Engine):
         once = vllm.SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False, output_kind=WHOLE
         )
-        asks = {key: (list(self._kept(request)), once) for key, request in wanted.items()}
-        return self._run(asks, lambda key, output: self._scored(wanted[key], output))
+        refused = {key: why for key, request in wanted.items() if (why := self._why_not_scored(request))}
+        if refused:
+            yield [unscored(wanted[key], why) for key, why in refused.items()]
+        asks = {key: (list(self._kept(request)), once) for key, request in wanted.items() if key not in refused}
+        yield from self._run(asks, lambda key, output: self._scored(wanted[key], output))
+
+    def _why_not_scored(self, request: ScoreRequest) -> str:
+        ids = (*request.context_ids, *request.continuation_ids)
+        return tokens.why_not_scored(request, self.context_tokens - 2) or tokens.why_not_embedded(
+            self.tokenizer, ids, self.embedded
+        )
 
     def generate(
         self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
     ) -> Iterator[list[GenerateResult]]:
         wanted = {request.key: request for request in requests if not finished(request.key)}
         ids = {key: self.encode(request.prompt, request.add_special_tokens) for key, request in wanted.items()}
-        kept = {key: ids[key][-request.max_prompt_tokens :] if request.max_prompt_tokens else ids[key]
-                for key, request in wanted.items()}  # fmt: skip
+        kept = {key: tokens.keep_last(ids[key], request.max_prompt_tokens) for key, request in wanted.items()}
         refused = [
             GenerateResult(
                 key=key, text="", finish_reason="length", prompt_tokens=len(prompt), completion_tokens=0,
                 truncated_tokens=len(ids[key]) - len(prompt), error=self._refusal(prompt),
+                beyond_context_tokens=max(0, len(prompt) - self.context_tokens),
             )
             for key, prompt in kept.items()
             if self._refusal(prompt)
@@ -120,7 +133,7 @@ class VllmEngine(Engine):
             return "the prompt has no tokens"
         if len(prompt) >= self.context_tokens:
             return f"the prompt has {len(prompt)} tokens and vLLM's context {self.context_tokens}"
-        return ""
+        return tokens.why_not_embedded(self.tokenizer, prompt, self.embedded)
 
     def _params(self, request: GenerateRequest, prompt_tokens: int) -> vllm.SamplingParams:
         sampling = request.sampling
@@ -145,7 +158,7 @@ class VllmEngine(Engine):
 
     def _scored(self, request: ScoreRequest, output: Any) -> ScoreResult:
         kept = self._kept(request)
-        n = min(len(request.continuation_ids), len(kept) - 1)
+        n = len(request.continuation_ids)
         found = list(zip(kept[-n:], output.prompt_logprobs[-n:], strict=True))
         nats = [place[token].logprob for token, place in found]
         likeliest = [place[token].logprob >= max(top.logprob for top in place.values()) for token, place in found]
