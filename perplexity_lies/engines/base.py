@@ -148,6 +148,14 @@ class GenerateResult:
     """Whether trying again might help. False for a request that cannot be run at all."""
 
 
+def unscored(request: ScoreRequest, why: str, *, failed: bool = False) -> ScoreResult:
+    """The result of a request that has no log-likelihood."""
+    return ScoreResult(
+        key=request.key, loglikelihood_nats=0.0, is_greedy=False, context_tokens=len(request.context_ids),
+        continuation_tokens=len(request.continuation_ids), error=why, failed=failed,
+    )  # fmt: skip
+
+
 Finished = Callable[[str], bool]
 """Tells whether the result with this key is already on disk."""
 

@@ -34,11 +34,12 @@ class Row:
     smallest_margin: float | None = None
     """Smallest lead of a greedy token over the second best so far, in logits."""
 
-    def refused(self, why: str) -> GenerateResult:
+    def refused(self, why: str, context_tokens: int) -> GenerateResult:
         """The result of a row that cannot be run, with the reason."""
         return GenerateResult(
             key=self.request.key, text="", finish_reason="length", prompt_tokens=len(self.prompt_ids), completion_tokens=0,
             truncated_tokens=self.truncated_tokens, error=why,
+            beyond_context_tokens=max(0, len(self.prompt_ids) - context_tokens),
         )  # fmt: skip
 
 
@@ -82,9 +83,49 @@ def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
     return text
 
 
+def decode_all(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Text of a reply with its special tokens."""
+    text: str = tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
+    )
+    return text
+
+
 def first_stop(text: str, stop: Sequence[str]) -> int:
     """Index in `text` of the first stop string; -1 when there is none."""
     return min((at for at in (text.find(s) for s in stop if s) if at >= 0), default=-1)
+
+
+def holds_stop(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> bool:
+    """Whether a stop string is in the text of `ids`, with special tokens or without."""
+    return any(first_stop(decode(tokenizer, ids), stop) >= 0 for decode in (decode_all, decode_text))
+
+
+def text_before_stop(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> str:
+    """Text of a reply without special tokens, up to the first stop string; a stop string may hold special tokens.
+
+    <think>, " I", " see", "<eos>" and the stop string "<eos>"  ->  " I see"
+    """
+    text = decode_text(tokenizer, ids)
+    whole = decode_all(tokenizer, ids) if stop else text
+    cut, plain_cut = first_stop(whole, stop), first_stop(text, stop)
+    if cut >= 0 and whole != text:
+        # The tokens wholly before the stop string, then what the token that it begins in has before it.
+        kept = len(ids)
+        while not whole[:cut].startswith(before := decode_all(tokenizer, ids[:kept])):
+            kept -= 1
+        head = decode_text(tokenizer, ids[:kept])
+        grown = decode_text(tokenizer, ids[: kept + 1])
+        found = head + whole[len(before) : cut] if len(grown) > len(head) else head
+        return found if plain_cut < 0 else min(found, text[:plain_cut], key=len)
+    return text if plain_cut < 0 else text[:plain_cut]
+
+
+def special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """The special tokens of a tokenizer as text, longest first."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    found = {str(token) for token in added if token.special} | set(getattr(tokenizer, "all_special_tokens", ()))
+    return tuple(sorted(filter(None, found), key=lambda text: (-len(text), text)))
 
 
 def advance(row: Row, token: int, tokenizer: Any, end_ids: frozenset[int], positions_end: int | None) -> None:
@@ -98,7 +139,10 @@ def advance(row: Row, token: int, tokenizer: Any, end_ids: frozenset[int], posit
         row.finish_reason = "stop"
     elif request.stop:
         window = STOP_WINDOW_TOKENS + max(map(len, request.stop))
-        if first_stop(decode_text(tokenizer, row.ids[-window:]), request.stop) >= 0:
+        recent = row.ids[-window:]
+        if holds_stop(tokenizer, recent, request.stop) and (
+            recent == row.ids or holds_stop(tokenizer, row.ids, request.stop)
+        ):
             row.finish_reason = "stop_string"
     full = positions_end is not None and len(row.prompt_ids) + len(row.ids) >= positions_end
     if row.finish_reason is None and (full or len(row.ids) >= request.max_new_tokens):
@@ -108,11 +152,9 @@ def advance(row: Row, token: int, tokenizer: Any, end_ids: frozenset[int], posit
 def result_of(row: Row, tokenizer: Any, context_tokens: int) -> GenerateResult:
     """The result of a row that has ended."""
     assert row.finish_reason is not None
-    text = decode_text(tokenizer, row.ids)
-    cut = first_stop(text, row.request.stop)
     return GenerateResult(
         key=row.request.key,
-        text=text if cut < 0 else text[:cut],
+        text=text_before_stop(tokenizer, row.ids, row.request.stop),
         finish_reason=row.finish_reason,
         prompt_tokens=len(row.prompt_ids),
         completion_tokens=len(row.ids),

@@ -35,7 +35,9 @@ from perplexity_lies.engines.base import (
     ScoreRequest,
     ScoreResult,
     nothing_finished,
+    unscored,
 )
+from perplexity_lies.engines.decoding import special_texts
 from perplexity_lies.engines.loading import load_tokenizer
 from perplexity_lies.engines.replies import (
     an_object,
@@ -138,7 +140,16 @@ class EndpointEngine(Engine):
     ) -> Iterator[list[ScoreResult]]:
         if self.why_no_score:
             raise MissingError(f"{self.served.url} has no log-likelihoods to give", found=self.why_no_score)
-        return self._ask_all([request for request in requests if not finished(request.key)], self._score_job)
+        return self._score(requests, finished)
+
+    def _score(self, requests: Sequence[ScoreRequest], finished: Finished) -> Iterator[list[ScoreResult]]:
+        waiting = [request for request in requests if not finished(request.key)]
+        refused = {
+            r.key: unscored(r, why) for r in waiting if (why := tokens.why_not_scored(r, self.context_tokens - 2))
+        }
+        if refused:
+            yield list(refused.values())
+        yield from self._ask_all([request for request in waiting if request.key not in refused], self._score_job)
 
     def generate(
         self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
@@ -157,7 +168,7 @@ class EndpointEngine(Engine):
     def _score_job(self, request: ScoreRequest) -> Job:
         whole = (*request.context_ids, *request.continuation_ids)
         kept = whole[-(self.context_tokens - 1) :]
-        n = min(len(request.continuation_ids), len(kept) - 1)
+        n = len(request.continuation_ids)
         spelled = letters(tokens.spell(self.tokenizer, kept[-n:])) if self.ability.prompts == "text" else None
         facts: dict[str, Any] = {
             "key": request.key,
@@ -187,8 +198,11 @@ class EndpointEngine(Engine):
                 "seed": request.seed,
                 **({"top_k": sampling.top_k} if sampling.top_k else {}),
             }
+        hidden = self._hidden(request.stop)
         if request.stop:
             body["stop"] = list(request.stop)
+        if hidden:
+            body["skip_special_tokens"] = False
         ids: list[int] = []
         cut = known = 0
         if self.takes_messages:
@@ -199,7 +213,7 @@ class EndpointEngine(Engine):
                 body["chat_template_kwargs"] = json.loads(self.options.chat_template_args)
         else:
             path, whole = "/completions", self.encode(request.prompt, request.add_special_tokens)
-            ids = whole if request.max_prompt_tokens is None else whole[-request.max_prompt_tokens :]
+            ids = tokens.keep_last(whole, request.max_prompt_tokens)
             cut = len(whole) - len(ids)
             as_text = self.ability.prompts == "text" and ids == [
                 *self.ability.added_ids,
@@ -212,6 +226,8 @@ class EndpointEngine(Engine):
 
         def read(content: Any) -> GenerateResult:
             text, reason = read_reply(content, request.stop)
+            for special in hidden:
+                text = text.replace(special, "")
             counted = usage_of(content, "prompt_tokens")
             if ids and counted not in (None, len(ids)):
                 raise ValueError(f"the server read {counted} tokens of a prompt of {len(ids)}")
@@ -230,6 +246,7 @@ class EndpointEngine(Engine):
             return GenerateResult(
                 key=request.key, text="", finish_reason="length", prompt_tokens=len(ids), completion_tokens=0,
                 truncated_tokens=cut, error=why, failed=failed,
+                beyond_context_tokens=max(0, len(ids) - self.context_tokens),
             )  # fmt: skip
 
         return Job(request.key, path, body, read, lost)
@@ -239,6 +256,15 @@ class EndpointEngine(Engine):
         if self.tokenizer is None:
             return 0
         return sum(max(0, len(self.encode(text, False)) - BORDER_TOKENS) for _, text in request.messages)
+
+    def _hidden(self, stop: Sequence[str]) -> tuple[str, ...]:
+        """The tokenizer's special tokens if a stop string holds one, else none.
+
+        Servers match stop strings on text without special tokens unless they are told (vLLM's and SGLang's
+        `skip_special_tokens`); one that does not know the field refuses it, which becomes a `refused` record.
+        """
+        specials = special_texts(self.tokenizer) if self.tokenizer is not None and stop else ()
+        return specials if any(special in text for special in specials for text in stop) else ()
 
     def _ask_all(self, requests: Sequence[Any], job_of: Callable[[Any], Job]) -> Iterator[list[Any]]:
         """Yields results as they arrive, with at most `slots` requests under way.

@@ -20,7 +20,7 @@ from perplexity_lies.engines.loading import LEARNED_POSITIONS
 from perplexity_lies.engines.prefix_tree import Input, Node, plan
 from perplexity_lies.engines.scoring import Budget, fork, run_chunks, state_after
 from perplexity_lies.engines.slots import Slots
-from perplexity_lies.engines.state import bytes_of, gather, state_argument, state_of
+from perplexity_lies.engines.state import bytes_of, gather, run_on, state_of
 
 Prefilled = tuple[Any, torch.Tensor, list[Row]]
 """The state after some prompts, the logits of their next tokens [rows, vocabulary], and their rows."""
@@ -48,10 +48,12 @@ def generate_by_length(
     budget: Budget,
     finished: Finished,
     again_at: int | None = None,
+    cached: bool = True,
 ) -> Iterator[list[GenerateResult]]:
     """The plain path: batches of prompts of one length, each batch decoded until all its rows have ended.
 
-    At `again_at` tokens the state is dropped and recomputed from all tokens so far (a rotary embedding changes there).
+    At `again_at` tokens the state is dropped and recomputed from all tokens so far (a rotary embedding changes there). Unless
+    `cached`, or where the model returns no state, the whole sequence runs again for every token.
     """
     batch_of: dict[int, list[Row]] = {}
     for row in sorted(_waiting(rows, finished), key=lambda row: -len(row.prompt_ids)):
@@ -60,7 +62,7 @@ def generate_by_length(
         width = max(1, min(budget.rows, budget.batch_tokens // length))
         for start in range(0, len(of_length), width):
             batch = of_length[start : start + width]
-            _to_the_end(model, tokenizer, batch, end_ids, _positions_end(model, context_tokens), again_at)
+            _to_the_end(model, tokenizer, batch, end_ids, _positions_end(model, context_tokens), again_at, cached)
             yield [result_of(row, tokenizer, context_tokens) for row in batch]
 
 
@@ -72,24 +74,21 @@ def _to_the_end(
     end_ids: frozenset[int],
     positions_end: int | None,
     again_at: int | None,
+    cached: bool,
 ) -> None:
-    """Decode rows of one length together until all have ended; tokens of a row after its end are ignored.
-
-    A model that returns no state runs the whole sequence again for every token.
-    """
+    """Decode rows of one length together until all have ended; tokens of a row after its end are ignored."""
     device = next(model.parameters()).device
-    name = state_argument(model)
     read = tokens = torch.tensor([row.prompt_ids for row in batch], device=device)
-    state, has_state = None, True
+    state = None
     while any(row.finish_reason is None for row in batch):
         if state is None:
-            output = model(input_ids=read, use_cache=has_state)
+            output = run_on(model, read, None, 0, use_cache=cached)
         else:
-            output = model(input_ids=tokens, use_cache=True, **{name: state})
+            output = run_on(model, tokens, state, read.shape[1] - 1, use_cache=True)
         try:
-            state = state_of(output) if has_state else None
+            state = state_of(output) if cached else None
         except CannotShare:
-            has_state = False
+            cached = False
         if read.shape[1] == again_at:
             state = None
         for row, token in zip(batch, choose(output.logits[:, -1], batch), strict=True):
@@ -223,7 +222,7 @@ class _Supply:
         del self._pending[: len(rows)]
         prompts = list(dict.fromkeys(row.prompt_ids for row in rows))
         tokens = torch.tensor([ids[start:] for ids in prompts], device=next(self.model.parameters()).device)
-        grown, logits = run_chunks(self.model, tokens, fork(state, len(prompts)))
+        grown, logits = run_chunks(self.model, tokens, fork(state, len(prompts)), start)
         if len(prompts) < len(rows):  # one prompt with several seeds
             index = [prompts.index(row.prompt_ids) for row in rows]
             grown, logits = gather(grown, index), logits[index]
@@ -236,7 +235,7 @@ class _Supply:
         for node in path[len(self._states) :]:
             state, start = self._last()
             tokens = torch.tensor([node.ids[start : node.stop]], device=next(self.model.parameters()).device)
-            self._states.append((node, state_after(self.model, tokens, fork(state, 1))))
+            self._states.append((node, state_after(self.model, tokens, fork(state, 1), start)))
         return self._last()
 
     def _last(self) -> tuple[Any, int]:

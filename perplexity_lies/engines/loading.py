@@ -217,6 +217,7 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.P
     except Exception as error:  # as above
         raise _cannot_load(checkpoint, error) from error
     _refuse_partial(checkpoint, info, config)
+    _count_latent_heads(model)
     _forget_unreachable_ends(model)
     if turned_back:
         _in_one_dtype(model, dtype)
@@ -262,6 +263,20 @@ def _forget_unreachable_ends(model: Any) -> None:
         kept = [token for token in ids if token is not None and 0 <= token < rows]
         if stated is not None and len(kept) < len(ids):
             config.eos_token_id = kept or None
+
+
+def _count_latent_heads(model: torch.nn.Module) -> None:
+    """Latent attention (DeepSeek's) makes keys and values for every head, whatever `num_key_value_heads` says.
+
+    As soon as there is a mask, transformers repeats them by that number all the same, and fails.
+    """
+    for module in model.modules():
+        projection, config = getattr(module, "kv_b_proj", None), getattr(module, "config", None)
+        if projection is None or getattr(module, "num_key_value_groups", 1) == 1:
+            continue
+        widths = [getattr(config, name, 0) for name in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim")]
+        if projection.weight.shape[0] == widths[0] * (widths[1] + widths[2]):
+            module.num_key_value_groups = 1  # type: ignore[assignment]  # a plain attribute
 
 
 def _refuse_partial(checkpoint: Checkpoint, info: dict[str, Any], config: Any) -> None:

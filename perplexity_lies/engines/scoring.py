@@ -20,7 +20,7 @@ import torch
 
 from perplexity_lies.engines.base import Finished, ScoreRequest, ScoreResult
 from perplexity_lies.engines.prefix_tree import FORWARD_TOKENS, Group, Input, Node, cheapest_runs, plan
-from perplexity_lies.engines.state import bytes_of, gather, rows_of, state_argument, state_of
+from perplexity_lies.engines.state import bytes_of, gather, rows_of, run_on, state_of
 
 CHUNK_TOKENS = 2048
 """Longer stretches run in chunks of this many tokens, which bounds the memory of activations."""
@@ -69,7 +69,6 @@ class TreeScorer:
         self.root = plan(
             inputs, batch_tokens=budget.batch_tokens, most_rows=budget.rows, forward_tokens=budget.forward_tokens
         )
-        self._state_name = state_argument(model)
         self._most_places = most_places(model.config.get_text_config(), self.device)
         self._plain = projects_plainly(model)
         self._room: torch.Tensor | None = None
@@ -107,7 +106,7 @@ class TreeScorer:
     def _stem(self, group: Group, start: int, state: Any) -> Any:
         """The state at the end of the group's own stretch, one row per node."""
         tokens = torch.tensor([node.ids[start : group.stop] for node in group.nodes], device=self.device)
-        return state_after(self.model, tokens, fork(state, len(group.nodes)))
+        return state_after(self.model, tokens, fork(state, len(group.nodes)), start)
 
     def _leaves(
         self, leaves: list[tuple[int, Input]], start: int, state: Any, settled: Callable[[Input], bool]
@@ -163,19 +162,22 @@ class TreeScorer:
             reads += [(first + most - len(t.continuation), t, len(leaf.ids)) for t in self.targets[leaf.ids]]
         where = torch.tensor(places, device=self.device)
         forked = gather(state, [row for row, _ in batch]) if state is not None else None
-        given = {"input_ids": tokens.to(self.device), "use_cache": state is not None, self._state_name: forked}
-        return _read(self._logits(given, where), reads)
 
-    def _logits(self, given: dict[str, Any], where: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Logits at the places `where` ([n, 2]: row, position), in chunks [<= most_places, vocabulary]."""
+        def forward() -> Any:
+            return run_on(self.model, tokens.to(self.device), forked, start, use_cache=state is not None)
+
+        return _read(self._logits(forward, where), reads)
+
+    def _logits(self, forward: Callable[[], Any], where: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Logits of a forward pass at the places `where` ([n, 2]: row, position), in chunks [<= most_places, vocabulary]."""
         if self._plain:
             with _only(self.model, where, projected=_fewest(self.model)) as hidden:
-                self.model(**given)
+                forward()
             for chunk in hidden[0].split(self._most_places):
                 yield self._project(chunk)
             return
         with _only(self.model, where):
-            logits = self.model(**given).logits
+            logits = forward().logits
         yield logits[0] if logits.shape[:2] == (1, len(where)) else logits[where[:, 0], where[:, 1]]
 
     def _project(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -194,23 +196,23 @@ def fork(state: Any, rows: int) -> Any:
     return None if state is None else gather(state, [0] * rows)
 
 
-def run_chunks(model: Any, tokens: torch.Tensor, state: Any) -> tuple[Any, torch.Tensor]:
-    """Run `tokens` [rows, time] from `state`, which may be written to.
+def run_chunks(model: Any, tokens: torch.Tensor, state: Any, start: int) -> tuple[Any, torch.Tensor]:
+    """Run `tokens` [rows, time] from `state` after `start` tokens, which may be written to.
 
     Returns the state after them and the logits of the next token, [rows, vocabulary].
     """
-    *stretches, last = tokens.split(CHUNK_TOKENS, dim=1)
-    for stretch in stretches:
-        state = state_of(_run(model, stretch, state, projected=_fewest(model)))
-    output = _run(model, last, state, projected=len(tokens))
+    last = (tokens.shape[1] - 1) // CHUNK_TOKENS * CHUNK_TOKENS
+    state = state_after(model, tokens[:, :last], state, start) if last else state
+    output = _run(model, tokens[:, last:], state, start + last, projected=len(tokens))
     logits = output.logits
     return state_of(output), logits[0] if logits.shape[:2] == (1, len(tokens)) else logits[:, -1]
 
 
-def state_after(model: Any, tokens: torch.Tensor, state: Any) -> Any:
+def state_after(model: Any, tokens: torch.Tensor, state: Any, start: int) -> Any:
     """Run `tokens` [rows, time] like `run_chunks`, without logits; returns the state after them."""
     for stretch in tokens.split(CHUNK_TOKENS, dim=1):
-        state = state_of(_run(model, stretch, state, projected=_fewest(model)))
+        state = state_of(_run(model, stretch, state, start, projected=_fewest(model)))
+        start += stretch.shape[1]
     return state
 
 
@@ -224,12 +226,12 @@ def _fewest(model: Any) -> int:
     return 0 if _is_matrix(model.get_output_embeddings()) else 1
 
 
-def _run(model: Any, tokens: torch.Tensor, state: Any, *, projected: int) -> Any:
+def _run(model: Any, tokens: torch.Tensor, state: Any, start: int, *, projected: int) -> Any:
     """One forward pass, with logits at the last position of the first `projected` rows."""
     rows = torch.arange(projected, device=tokens.device)
     ends = torch.stack([rows, torch.full_like(rows, tokens.shape[1] - 1)], dim=1)
     with _only(model, ends):
-        return model(input_ids=tokens, use_cache=True, **{state_argument(model): state})
+        return run_on(model, tokens, state, start, use_cache=True)
 
 
 def score_tree(
@@ -249,13 +251,13 @@ def score_tree(
 
 
 def _targets(requests: Sequence[ScoreRequest], context_tokens: int) -> dict[tuple[int, ...], list[Target]]:
-    """Input ids -> the log-likelihoods to read off it."""
+    """Input ids -> the log-likelihoods to read off it. Every continuation fits the context."""
     found: dict[tuple[int, ...], dict[str, Target]] = {}
     for request in requests:
         whole = (*request.context_ids, *request.continuation_ids)
         kept = whole[-(context_tokens + 1) :]
-        continuation = request.continuation_ids[-(len(kept) - 1) :]
-        found.setdefault(kept[:-1], {})[request.key] = Target(request.key, continuation, len(whole) - len(kept))
+        target = Target(request.key, request.continuation_ids, len(whole) - len(kept))
+        found.setdefault(kept[:-1], {})[request.key] = target
     return {ids: list(targets.values()) for ids, targets in found.items()}
 
 

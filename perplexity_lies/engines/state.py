@@ -23,6 +23,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import (
     Cache,
+    DummyLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -53,6 +54,19 @@ def state_of(output: Any) -> Any:
     raise CannotShare(f"{type(output).__name__} carries no state")
 
 
+def run_on(model: Any, tokens: torch.Tensor, state: Any, start: int, **given: Any) -> Any:
+    """One forward pass over `tokens` [rows, time], which follow the `start` tokens that `state` holds.
+
+    Position ids are stated wherever the model takes them: some models (Bamba) count from 0 again without them, whatever their
+    state holds. At the beginning every model counts from 0 by itself.
+    """
+    if start and "position_ids" in inspect.signature(model.forward).parameters:
+        given["position_ids"] = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    if state is not None:
+        given[state_argument(model)] = state
+    return model(input_ids=tokens, **given)
+
+
 def border_tokens(config: PretrainedConfig) -> tuple[str, int] | None:
     """Kind and border of a rotary embedding that rotates every position differently once a batch is longer than the border.
 
@@ -69,17 +83,25 @@ def border_tokens(config: PretrainedConfig) -> tuple[str, int] | None:
 
 
 def is_fixed_size(layer: Any) -> bool:
-    """Whether the layer's state has one size whatever the length of the sequence."""
-    return type(layer) is LinearAttentionLayer or getattr(type(layer), "fixed_size_state", False)
+    """Whether the layer's state has one size whatever the length of the sequence, or is empty."""
+    return type(layer) in (LinearAttentionLayer, DummyLayer) or getattr(type(layer), "fixed_size_state", False)
 
 
 def check_can_fork(state: Any) -> None:
     """Raises CannotShare, with the reason, if `state` has a layer of an unknown kind."""
     if not isinstance(state, Cache):
         raise CannotShare(f"its state is a {type(state).__name__}, not a transformers Cache")
+    outside = sorted(name for name, value in vars(state).items() if name != "layers" and _holds_tensors(value))
+    if outside:
+        raise CannotShare(f"its {type(state).__name__} keeps {', '.join(outside)} beside its layers")
     for layer in state.layers:
         if type(layer) not in (*GROWING, *MIXED) and not is_fixed_size(layer):
             raise CannotShare(f"nothing is known of the state in its {type(layer).__name__}")
+
+
+def _holds_tensors(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(part, torch.Tensor) for part in parts)
 
 
 def gather(state: Cache, rows: Sequence[int]) -> Cache:

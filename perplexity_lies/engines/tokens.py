@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from perplexity_lies.engines.base import Message
+from perplexity_lies.engines.base import Message, ScoreRequest
 from perplexity_lies.errors import CheckpointError
 
 CONTEXT_WHEN_UNSTATED_TOKENS = 2048
@@ -77,13 +77,47 @@ def context_tokens(config: Any, tokenizer: Any) -> int:
     return int(stated) if stated is not None and stated < UNSTATED_TOKENS else CONTEXT_WHEN_UNSTATED_TOKENS
 
 
-def end_ids(generation_config: Any, config: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a reply by HF `generate`'s rule; the tokenizer's EOS where the checkpoint states none."""
-    stated: int | Iterable[int] | None = getattr(generation_config, "eos_token_id", None)
-    if stated is None:
-        stated = getattr(config, "eos_token_id", None)
-    if stated is None:
-        stated = tokenizer.eos_token_id
-    if stated is None:
-        return frozenset()
-    return frozenset([stated] if isinstance(stated, int) else stated)
+def keep_last(ids: Sequence[int], most: int | None) -> list[int]:
+    """The last `most` of `ids`; all where `most` is None."""
+    return list(ids) if most is None else list(ids[max(0, len(ids) - most) :])
+
+
+def why_not_embedded(tokenizer: Any, ids: Iterable[int], rows: int) -> str:
+    """Why a checkpoint with `rows` embeddings cannot be given `ids`; empty where it can."""
+    beyond = next((token for token in ids if not 0 <= token < rows), None)
+    if beyond is None:
+        return ""
+    spelled = "" if tokenizer is None or beyond < 0 else f" ({spell(tokenizer, [beyond])[0]!r})"
+    return f"the tokenizer gives token {beyond}{spelled} and the checkpoint has embeddings for 0 to {rows - 1}"
+
+
+def why_not_scored(request: ScoreRequest, most_tokens: int) -> str:
+    """Why a log-likelihood cannot be had where a continuation may have `most_tokens`; empty where it can.
+
+    lm-eval refuses both too. Scoring only the last tokens would give another answer's log-likelihood.
+    """
+    if not request.context_ids:
+        return "no token comes before the answer"
+    if not request.continuation_ids:
+        return "the answer has no token"
+    count = len(request.continuation_ids)
+    return f"the answer has {count} tokens and the context holds {most_tokens} of one" if count > most_tokens else ""
+
+
+def end_ids(generation_config: Any, config: Any, tokenizer: Any, rows: int) -> frozenset[int]:
+    """Tokens that end a reply by HF `generate`'s rule; the tokenizer's EOS where the checkpoint states none.
+
+    Raises CheckpointError for one that is no token of a checkpoint with `rows` embeddings: no reply would ever end there.
+    """
+    holders = (generation_config, config, tokenizer)
+    all_stated: list[Any] = [getattr(holder, "eos_token_id", None) for holder in holders]
+    stated = next((found for found in all_stated if found is not None), ())
+    listed = list(stated) if isinstance(stated, list | tuple) else [stated]
+    for token in listed:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < rows:
+            raise CheckpointError(
+                f"the checkpoint's end token cannot end a reply: eos_token_id {token!r}",
+                found=f"embeddings for tokens 0 to {rows - 1}",
+                mend='state its id in generation_config.json (else in config.json, else the tokenizer counts): "eos_token_id": 2',
+            )
+    return frozenset(listed)

@@ -23,7 +23,6 @@ import transformers
 from perplexity_lies.checkpoint.lookup import Checkpoint
 from perplexity_lies.engines import tokens
 from perplexity_lies.engines.base import (
-    CannotShare,
     Engine,
     EngineOptions,
     Finished,
@@ -34,14 +33,15 @@ from perplexity_lies.engines.base import (
     ScoreResult,
     ShownModel,
     nothing_finished,
+    unscored,
 )
 from perplexity_lies.engines.decoding import Row
 from perplexity_lies.engines.device import cpu_threads
 from perplexity_lies.engines.generation import generate_by_length, generate_in_slots
 from perplexity_lies.engines.loading import LEARNED_POSITIONS, load_model, load_tokenizer
+from perplexity_lies.engines.probe import find_fit
 from perplexity_lies.engines.scoring import Budget, score_tree
-from perplexity_lies.engines.slots import check_can_slot
-from perplexity_lies.engines.state import border_tokens, check_can_fork, gather, state_argument, state_of
+from perplexity_lies.engines.state import border_tokens
 from perplexity_lies.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,6 @@ A larger batch is no faster; on a CPU it is slower, because its keys no longer f
 STATE_SHARE = 4
 """Forked states may hold 1/STATE_SHARE of the memory that the weights leave free (RAM on a CPU)."""
 
-PROBE_TOKENS = 6
-"""Tokens of the trial run: a second half run from the forked state of the first must give the logits of one pass."""
-
 
 class TorchEngine(Engine):
     """A transformers model in this process."""
@@ -72,13 +69,16 @@ class TorchEngine(Engine):
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint, options)
         self.device = next(self.model.parameters()).device
-        self.end_ids = tokens.end_ids(self.model.generation_config, self.model.config, self.tokenizer)
+        self.embedded = _embedded(self.model)
+        """Token ids below this one have an embedding and a logit."""
+        self.end_ids = tokens.end_ids(self.model.generation_config, self.model.config, self.tokenizer, self.embedded)
         self._weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.threads = 1 if checkpoint.parameters < SMALL_PARAMETERS else torch.get_num_threads()
-        self.why_not_shared, self.why_not_slots = _probe(self.model, self.device)
+        self.why_not_shared, self.why_not_slots, self.why_not_cached = find_fit(self.model, self.device)
         for what, why in (
             ("prefixes are not shared", self.why_not_shared),
             ("no continuous batching", self.why_not_slots),
+            ("every token of a reply runs the whole sequence again", self.why_not_cached),
         ):
             if why:
                 logger.warning("%s: %s: %s", checkpoint.name, what, why)
@@ -118,12 +118,22 @@ class TorchEngine(Engine):
     def score(
         self, requests: Sequence[ScoreRequest], finished: Finished = nothing_finished
     ) -> Iterator[list[ScoreResult]]:
+        refused = {r.key: unscored(r, why) for r in requests if (why := self._why_not_scored(r))}
+        requests = [r for r in requests if r.key not in refused]
+        if waiting := [result for key, result in refused.items() if not finished(key)]:
+            yield waiting
         longest = max((len(r.context_ids) + len(r.continuation_ids) - 1 for r in requests), default=0)
         border = self._border_below(min(longest, self.context_tokens), "shared prefixes or batches")
         budget = replace(self._budget(), rows=1) if border else self._budget()
         share = not (self.why_not_shared or border)
         with cpu_threads(self.threads), self._memory_told():
             yield from score_tree(self.model, requests, self.context_tokens, budget, finished, share=share)
+
+    def _why_not_scored(self, request: ScoreRequest) -> str:
+        ids = (*request.context_ids, *request.continuation_ids)
+        return tokens.why_not_scored(request, self.context_tokens) or tokens.why_not_embedded(
+            self.tokenizer, ids, self.embedded
+        )
 
     def _border_below(self, tokens: int, without: str) -> tuple[str, int] | None:
         """The rotary embedding's border (`state.border_tokens`) if a row of `tokens` crosses it, else None.
@@ -175,22 +185,23 @@ class TorchEngine(Engine):
         rows = {request.key: self._row(request) for request in requests}
         refused = [row for row in rows.values() if self._refusal(row)]
         if refused:
-            yield [row.refused(self._refusal(row)) for row in refused]
+            yield [row.refused(self._refusal(row), self.context_tokens) for row in refused]
         runnable = [row for row in rows.values() if not self._refusal(row)]
         longest = max((len(row.prompt_ids) + row.request.max_new_tokens - 1 for row in runnable), default=0)
         given = (self.model, self.tokenizer, runnable, self.end_ids, self.context_tokens, self._budget(), finished)
         with cpu_threads(self.threads), self._memory_told():
             if border := self._border_below(longest, "continuous batching"):
                 # HF `generate` recomputes the state at the border for longrope only.
-                yield from generate_by_length(*given, again_at=border[1] if border[0] == "longrope" else None)
+                again_at = border[1] if border[0] == "longrope" else None
+                yield from generate_by_length(*given, again_at=again_at, cached=not self.why_not_cached)
             elif self.why_not_slots:
-                yield from generate_by_length(*given)
+                yield from generate_by_length(*given, cached=not self.why_not_cached)
             else:
                 yield from generate_in_slots(*given)
 
     def _row(self, request: GenerateRequest) -> Row:
         ids = self.encode(request.prompt, request.add_special_tokens)
-        kept = ids if request.max_prompt_tokens is None else ids[-request.max_prompt_tokens :]
+        kept = tokens.keep_last(ids, request.max_prompt_tokens)
         return Row(request=request, prompt_ids=tuple(kept), truncated_tokens=len(ids) - len(kept))
 
     def _refusal(self, row: Row) -> str:
@@ -199,7 +210,7 @@ class TorchEngine(Engine):
             return "the prompt has no tokens"
         if self.model.config.model_type in LEARNED_POSITIONS and len(row.prompt_ids) >= self.context_tokens:
             return f"the prompt has {len(row.prompt_ids)} tokens and the checkpoint {self.context_tokens} positions"
-        return ""
+        return tokens.why_not_embedded(self.tokenizer, row.prompt_ids, self.embedded)
 
 
 def _memory_bytes(device: torch.device) -> int:
@@ -207,6 +218,15 @@ def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _embedded(model: transformers.PreTrainedModel) -> int:
+    """How many tokens have an embedding and a logit."""
+    found = [
+        getattr(module, "weight", None) for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    ]
+    rows = [int(weight.shape[0]) for weight in found if isinstance(weight, torch.Tensor) and weight.ndim == 2]
+    return min([*rows, *([] if rows else [int(model.config.get_text_config().vocab_size)])])
 
 
 def _forward_tokens(model: transformers.PreTrainedModel, device: torch.device) -> int:
@@ -220,46 +240,6 @@ def _forward_tokens(model: transformers.PreTrainedModel, device: torch.device) -
     flops = 2 * max(1, model.num_parameters() - embedding)
     layers = getattr(config, "num_hidden_layers", 12)
     return few_rows + min(4096, int(layers * launch_s * flops_per_s / flops))
-
-
-@torch.inference_mode()
-def _probe(model: transformers.PreTrainedModel, device: torch.device) -> tuple[str, str]:
-    """Run PROBE_TOKENS tokens. Returns why the state cannot be forked and why it cannot be batched in slots; empty if it can.
-
-    Raises CheckpointError when the model cannot run them.
-    """
-    ids = torch.arange(1, PROBE_TOKENS + 1, device=device)[None] % model.config.get_text_config().vocab_size
-    half = PROBE_TOKENS // 2
-    try:
-        whole = model(input_ids=ids, use_cache=False).logits[:, half:]
-        first = model(input_ids=ids[:, :half], use_cache=True)
-    except Exception as error:  # the checkpoint's own code may raise anything
-        raise CheckpointError("the checkpoint cannot be run", found=f"{type(error).__name__}: {error}") from error
-    try:
-        state = state_of(first)
-        check_can_fork(state)
-        _check_goes_on(model, ids[:, half:], gather(state, [0, 0]), whole)
-    except CannotShare as reason:
-        return str(reason), str(reason)
-    try:
-        check_can_slot(state)
-    except CannotShare as reason:
-        return "", str(reason)
-    return "", ""
-
-
-def _check_goes_on(model: Any, ids: torch.Tensor, state: Any, whole: torch.Tensor) -> None:
-    """Raises CannotShare unless `ids` [1, n], run from a `state` of two rows, give the logits `whole` [1, n, vocabulary].
-
-    They do not for Mamba in transformers, which ignores its state whenever it reads more than one token.
-    """
-    try:
-        found = model(input_ids=ids.expand(2, -1), use_cache=True, **{state_argument(model): state}).logits
-    except Exception as error:  # as above
-        raise CannotShare(f"running on from its state fails: {type(error).__name__}: {error}") from error
-    apart, bar = (found - whole).abs().max(), torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
-    if not apart <= bar:
-        raise CannotShare(f"several tokens run from its state have other logits than in one pass (by {apart:.2g})")
 
 
 def _warn_of_unused_generation_settings(model: transformers.PreTrainedModel) -> None:

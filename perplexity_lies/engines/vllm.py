@@ -30,8 +30,9 @@ from perplexity_lies.engines.base import (
     ScoreRequest,
     ScoreResult,
     nothing_finished,
+    unscored,
 )
-from perplexity_lies.engines.decoding import decode_text, first_stop
+from perplexity_lies.engines.decoding import holds_stop, text_before_stop
 from perplexity_lies.engines.loading import load_tokenizer, resolve_dtype
 from perplexity_lies.errors import CheckpointError, MissingError, UsageError
 
@@ -53,7 +54,10 @@ class VllmEngine(Engine):
         self.llm = _load(checkpoint, options, dtype, eager=self.device == "cpu")
         config = self.llm.model_config
         self.dtype = str(config.dtype).removeprefix("torch.")
-        self.end_ids = tokens.end_ids(_generation_config(checkpoint), config.hf_text_config, self.tokenizer)
+        self.embedded = int(config.get_vocab_size())
+        self.end_ids = tokens.end_ids(
+            _generation_config(checkpoint), config.hf_text_config, self.tokenizer, self.embedded
+        )
 
     @property
     def context_tokens(self) -> int:
@@ -88,20 +92,29 @@ class VllmEngine(Engine):
         once = vllm.SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False, output_kind=WHOLE
         )
-        asks = {key: (list(self._kept(request)), once) for key, request in wanted.items()}
-        return self._run(asks, lambda key, output: self._scored(wanted[key], output))
+        refused = {key: why for key, request in wanted.items() if (why := self._why_not_scored(request))}
+        if refused:
+            yield [unscored(wanted[key], why) for key, why in refused.items()]
+        asks = {key: (list(self._kept(request)), once) for key, request in wanted.items() if key not in refused}
+        yield from self._run(asks, lambda key, output: self._scored(wanted[key], output))
+
+    def _why_not_scored(self, request: ScoreRequest) -> str:
+        ids = (*request.context_ids, *request.continuation_ids)
+        return tokens.why_not_scored(request, self.context_tokens - 2) or tokens.why_not_embedded(
+            self.tokenizer, ids, self.embedded
+        )
 
     def generate(
         self, requests: Sequence[GenerateRequest], finished: Finished = nothing_finished
     ) -> Iterator[list[GenerateResult]]:
         wanted = {request.key: request for request in requests if not finished(request.key)}
         ids = {key: self.encode(request.prompt, request.add_special_tokens) for key, request in wanted.items()}
-        kept = {key: ids[key][-request.max_prompt_tokens :] if request.max_prompt_tokens else ids[key]
-                for key, request in wanted.items()}  # fmt: skip
+        kept = {key: tokens.keep_last(ids[key], request.max_prompt_tokens) for key, request in wanted.items()}
         refused = [
             GenerateResult(
                 key=key, text="", finish_reason="length", prompt_tokens=len(prompt), completion_tokens=0,
                 truncated_tokens=len(ids[key]) - len(prompt), error=self._refusal(prompt),
+                beyond_context_tokens=max(0, len(prompt) - self.context_tokens),
             )
             for key, prompt in kept.items()
             if self._refusal(prompt)
@@ -121,7 +134,7 @@ class VllmEngine(Engine):
             return "the prompt has no tokens"
         if len(prompt) >= self.context_tokens:
             return f"the prompt has {len(prompt)} tokens and vLLM's context {self.context_tokens}"
-        return ""
+        return tokens.why_not_embedded(self.tokenizer, prompt, self.embedded)
 
     def _params(self, request: GenerateRequest, prompt_tokens: int) -> vllm.SamplingParams:
         sampling = request.sampling
@@ -133,6 +146,8 @@ class VllmEngine(Engine):
             logprobs=None if sampling.temperature > 0 else 2,
             max_tokens=min(request.max_new_tokens, self.context_tokens - prompt_tokens),
             stop=list(request.stop),
+            skip_special_tokens=not request.stop,  # a stop string may be a special token; the text is decoded here
+            spaces_between_special_tokens=False,
             stop_token_ids=sorted(self.end_ids),
             ignore_eos=True,
             output_kind=WHOLE,
@@ -144,7 +159,7 @@ class VllmEngine(Engine):
 
     def _scored(self, request: ScoreRequest, output: Any) -> ScoreResult:
         kept = self._kept(request)
-        n = min(len(request.continuation_ids), len(kept) - 1)
+        n = len(request.continuation_ids)
         found = list(zip(kept[-n:], output.prompt_logprobs[-n:], strict=True))
         nats = [place[token].logprob for token, place in found]
         likeliest = [place[token].logprob >= max(top.logprob for top in place.values()) for token, place in found]
@@ -159,21 +174,22 @@ class VllmEngine(Engine):
 
     def _reply(self, request: GenerateRequest, prompt_tokens: int, output: Any) -> GenerateResult:
         (row,) = output.outputs
-        text = decode_text(self.tokenizer, row.token_ids)
-        cut = first_stop(text, request.stop)
         reason: FinishReason = "length"
         if row.finish_reason == "stop":
             reason = "stop_string" if isinstance(row.stop_reason, str) else "stop"
+        elif request.stop and holds_stop(self.tokenizer, row.token_ids, request.stop):
+            reason = "stop_string"  # across a special token, which vLLM's text has and the reply has not
         kept = len(output.prompt_token_ids)
         return GenerateResult(
             key=request.key,
-            text=text if cut < 0 else text[:cut],
+            text=text_before_stop(self.tokenizer, row.token_ids, request.stop),
             finish_reason=reason,
             prompt_tokens=kept,
             completion_tokens=len(row.token_ids),
             token_ids=tuple(row.token_ids),
             truncated_tokens=prompt_tokens - kept,
             smallest_margin=smallest_margin(row.logprobs),
+            beyond_context_tokens=max(0, kept + len(row.token_ids) - self.context_tokens),
         )
 
     def _run(self, asks: dict[str, Ask], read: Callable[[str, Any], Any]) -> Iterator[list[Any]]:

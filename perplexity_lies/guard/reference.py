@@ -17,7 +17,7 @@ import torch
 
 from perplexity_lies.engines.base import ShownModel
 from perplexity_lies.engines.device import cpu_threads
-from perplexity_lies.engines.state import state_argument, state_of
+from perplexity_lies.engines.state import run_on, state_of
 
 LIKELY = 10
 """Logits are compared over this many likeliest tokens of each position."""
@@ -88,12 +88,12 @@ class Reference:
     @torch.inference_mode()
     def logits_token_by_token(self, ids: Sequence[int], prefill: int) -> torch.Tensor:
         """Logits [time, vocabulary] by the model's own cache: `ids[:prefill]` at once, then token by token."""
-        name, state, parts = state_argument(self.model), None, []
+        state, parts, at = None, [], 0
         tokens = torch.tensor([list(ids)], device=self.device)
         with cpu_threads(self.threads):
             for part in (tokens[:, :prefill], *tokens[:, prefill:].split(1, dim=1)):
-                output = self.model(input_ids=part, use_cache=True, **{name: state})
-                state = state_of(output)
+                output = run_on(self.model, part, state, at, use_cache=True)
+                state, at = state_of(output), at + part.shape[1]
                 parts.append(output.logits[0].float().cpu())
         return torch.cat(parts)
 

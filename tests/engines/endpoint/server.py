@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from perplexity_lies.engines.base import Engine, GenerateRequest
+from perplexity_lies.engines.decoding import first_stop, special_texts
 
 MODEL = "tiny/served"
 FOR_EVER = 10**9
@@ -89,17 +90,20 @@ class Service:
             ids = self.ids_of(self.text_of(body))
         else:
             ids = self.ids_of(body["prompt"])
+        raw, specials = not body.get("skip_special_tokens", True), special_texts(self.engine.tokenizer)
+        stop = [text for text in body.get("stop", ()) if raw or not any(special in text for special in specials)]
         request = GenerateRequest(
-            prompt=self.spell(ids), add_special_tokens=False, max_new_tokens=body["max_tokens"],
-            stop=tuple(body.get("stop", ())),
-        )  # fmt: skip
+            prompt=self.spell(ids), add_special_tokens=False, max_new_tokens=body["max_tokens"], stop=tuple(stop)
+        )
         with self.lock:
             ((result,),) = list(self.engine.generate([request]))
             echoed = self.logprobs(ids) if body.get("echo") and self.echoes else None
         ended = "length" if result.finish_reason == "length" else "stop"
         usage = {"prompt_tokens": len(ids), "completion_tokens": result.completion_tokens}
         choice: dict[str, Any] = {"index": 0, "finish_reason": ended, "logprobs": echoed}
-        choice |= {"message": {"role": "assistant", "content": result.text}} if chat else {"text": result.text}
+        text = self.spell(list(result.token_ids)) if raw else result.text
+        text = text[: first_stop(text, stop)] if first_stop(text, stop) >= 0 else text
+        choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         return {"choices": [choice], "usage": usage}
 
     @torch.no_grad()

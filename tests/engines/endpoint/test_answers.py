@@ -27,9 +27,26 @@ def test_the_answers_are_the_torch_engines(torch_engine: Any, files: Path, takes
         assert engine.ability.prompts == ("ids" if takes_ids else "text") and not engine.why_no_score
         scores = scores_of(torch_engine)
         assert_same_scores(scored(engine, scores), scored(torch_engine, scores))
-        for stop in ((), ("e", "zz")):
+        for stop in ((), ("k", "zz")):
             replies = replies_of(torch_engine, stop=stop)
             assert replied(engine, replies) == replied(torch_engine, replies)
+
+
+def test_a_stop_string_that_is_a_special_token(files: Path) -> None:
+    """Servers match stop strings on text without special tokens unless they are told."""
+    torch_engine = open_engine("torch", resolve(str(files)), EngineOptions(device="cpu", dtype="float32"))
+    torch_engine.model.get_output_embeddings().weight.data[2] *= 3  # type: ignore[attr-defined]
+    with serving(torch_engine) as service:
+        engine = connect(service, files)
+        for stop, told in ((("<|user|>",), True), (("k", "zz"), False)):
+            service.asked.clear()
+            replies = replies_of(torch_engine, stop=stop)
+            found, wanted = replied(engine, replies), replied(torch_engine, replies)
+            reason = {"finish_reason": "stop"}  # this server does not tell a stop string from an end token
+            ended = [r if r.finish_reason == "length" else dataclasses.replace(r, **reason) for r in wanted]  # type: ignore[arg-type]
+            assert found == ended
+            assert any(result.finish_reason == "stop_string" for result in wanted) or not told
+            assert all(body.get("skip_special_tokens", True) is not told for _, body, _ in service.asked)
 
 
 def test_greedy_flags_of_both_kinds(torch_engine: Any, files: Path, service: Service) -> None:
