@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import json
 import shutil
@@ -42,6 +43,28 @@ def _is_local(address: object) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+SMALL_PROBES = {
+    "as_a_run": {
+        "SHORT_REPLIES_TOKENS": (9, 4, 1), "LONG_REPLY_TOKENS": 12, "LONG_PROMPT_TOKENS": 130, "CUT_REPLY_TOKENS": 6,
+        "STOP_REPLY_TOKENS": 8,
+    },
+    "sampling": {"SAMPLED_TOKENS": 6},
+}  # fmt: skip
+"""Constants of the guard's modules that cost most of its time, as tests of other things have them."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def whole_probes() -> Iterator[dict[str, dict[str, Any]]]:
+    """What the guard's probes are in a run. Tests get `SMALL_PROBES`; the guard's own tests put these back."""
+    modules = {name: importlib.import_module(f"perplexity_lies.guard.{name}") for name in SMALL_PROBES}
+    whole = {name: {key: getattr(modules[name], key) for key in small} for name, small in SMALL_PROBES.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, small in SMALL_PROBES.items():
+            for key, value in small.items():
+                patch.setattr(modules[name], key, value)
+        yield whole
 
 
 @pytest.fixture(autouse=True)

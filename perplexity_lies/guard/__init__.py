@@ -17,10 +17,11 @@ the last place of the checkpoint's largest logits. Measured in the same way: a c
 and 3.4 in float16; from the cache, the median token moves by 0.7 units and the worst by 75 (the router of a mixture of experts
 chose another expert).
 
-Cost of the short form with a shown model: at most 250 forward passes of at most 256 tokens a row; 18,000 tokens in all where
-a token is a letter, about 4,000 where it is most of a word.
+Faults that show only in a run (rows that enter late, buffers that grow, long replies, stop strings, sampling) are looked for in
+`as_a_run.py` and `sampling.py`, token ids in `question.py`. `typical.py` has bars for the bulk of many numbers, which see below
+float32 what one bar for the largest cannot; `coverage.py` says what no check looks at.
 
-The guard cannot see a fault that all paths share, such as wrong weights in the files.
+`benchmarks/guard_faults.py` plants every fault of `tests/guard/planted.py` and counts what is caught.
 """
 
 from __future__ import annotations
@@ -95,14 +96,14 @@ def _tolerance(dtype: str, rounding: float) -> Tolerance:
     )
 
 
-def _subject(engine: Engine, *, full: bool, prompts: Sequence[str] = ()) -> Subject:
+def _subject(engine: Engine, *, full: bool, prompts: Sequence[str] = (), beginnings_told: bool = False) -> Subject:
     if engine.shown is None:
-        return Subject(engine, None, UNSEEN, full=full, prompts=prompts)
+        return Subject(engine, None, UNSEEN, full=full, prompts=prompts, beginnings_told=beginnings_told)
     from perplexity_lies.guard.reference import Reference  # needs torch, which other engines may lack
 
     reference = Reference(engine.shown, engine.tokenizer)
     tolerance = _tolerance(engine.shown.dtype, reference.rounding(engine.encode(TEXTS[0])))
-    return Subject(engine, reference, tolerance, full=full, prompts=prompts)
+    return Subject(engine, reference, tolerance, full=full, prompts=prompts, beginnings_told=beginnings_told)
 
 
 def _unchecked(name: str, why: Exception) -> Check:
@@ -142,14 +143,15 @@ def first_failed(engine: Engine, *only: str) -> Check | None:
     return None
 
 
-def guard(engine: Engine, *, full: bool = False, prompts: Sequence[str] = ()) -> Guarded:
+def guard(engine: Engine, *, full: bool = False, prompts: Sequence[str] = (), beginnings_told: bool = False) -> Guarded:
     """Run every check on `engine`.
 
-    `full` uses more probes; `prompts` (user messages) are used beside the fixed texts. A check that cannot be made of this
-    engine is listed with the reason. Raises CheckpointError when log-likelihoods are not numbers, and whatever the engine
-    raises other than PliesError.
+    `full` uses more probes; `prompts` (user messages) are used beside the fixed texts. `beginnings_told`: whoever asks takes care
+    of a BOS that the tokenizer adds before a chat whose template writes none; it is then noted, and is no failure. A check that
+    cannot be made of this engine is listed with the reason. Raises CheckpointError when log-likelihoods are not numbers, and
+    whatever the engine raises other than PliesError.
     """
-    subject = _subject(engine, full=full, prompts=prompts)
+    subject = _subject(engine, full=full, prompts=prompts, beginnings_told=beginnings_told)
     try:
         loaded = tuple(subject.score(fingerprint(subject)))
     except (CannotCheck, PliesError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perplexity_lies.engines.base import GenerateRequest, GenerateResult, ScoreRequest
 from perplexity_lies.guard.subject import UNREADABLE, CannotCheck, Check, Subject
@@ -30,9 +30,9 @@ CUT_REPLY_TOKENS = 40
 SHORT_TEXTS = 3
 UNSEEN_TOKENS = 6
 """Longest reply that is compared where the model is not shown: in a longer one, rounding may take another way."""
-CHUNK_TOKENS = 8
+STRETCH_TOKENS = 8
 """A long reply is scored in continuations of this many tokens."""
-MOST_CHUNKS = 40
+MOST_STRETCHES = 40
 CUT_CONTEXT_TOKENS = 1024
 """A checkpoint of a longer context is not asked for a continuation beyond it: it would cost too much."""
 STOP_REPLY_TOKENS = 48
@@ -54,6 +54,15 @@ class Walked:
     """For each token of each reply, how far the engine's logits were from those of a full forward pass."""
     replies: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     """Token ids of prompt and reply."""
+
+    def hold(self, recording: Recording, prompt: tuple[int, ...], reply: tuple[int, ...], logits: Any) -> None:
+        """Hold a reply against the logits of a full forward pass that lead to its tokens."""
+        from perplexity_lies.guard.watch import behind
+
+        self.replies.append((prompt, reply))
+        self.tokens += len(reply)
+        self.behind += behind(logits, reply)
+        self.apart_nats.append(recording.nearest(logits, reply))
 
 
 def requests_of_a_run(subject: Subject) -> list[tuple[GenerateRequest, tuple[int, ...]]]:
@@ -115,31 +124,24 @@ def read_reply_of(subject: Subject, request: GenerateRequest, ids: tuple[int, ..
 
 def walk(subject: Subject, reference: Reference) -> Walked:
     """Ask for long replies in a small batch and hold each of their tokens against full forward passes."""
-    from perplexity_lies.guard.watch import kept_out, recorded
+    from perplexity_lies.guard.watch import after, kept_out, recorded
 
     asked, walked = requests_of_a_run(subject), Walked()
     with kept_out(reference, reference.end_ids):
         with recorded(reference) as recording, subject.engine.fewer_slots(SLOTS):
             replies = subject.reply([request for request, _ in asked])
-        for (request, ids), reply in zip(asked, replies, strict=True):
+        passes: dict[tuple[int, ...], tuple[tuple[int, ...], Any]] = {}
+        pairs = sorted(zip(asked, replies, strict=True), key=lambda pair: -len(pair[1].token_ids))
+        for (request, ids), reply in pairs:
             wrong = read_reply_of(subject, request, ids, reply)
             if wrong:
                 walked.wrong.append(wrong)
             if reply.token_ids:
-                walked.replies.append((ids, reply.token_ids))
-                _hold(reference, recording, ids, reply.token_ids, walked)
+                longest, logits = passes.get(ids, ((), None))
+                if longest[: len(reply.token_ids)] != reply.token_ids:
+                    longest, logits = passes[ids] = reply.token_ids, after(reference, ids, reply.token_ids)
+                walked.hold(recording, ids, reply.token_ids, logits[: len(reply.token_ids)])
     return walked
-
-
-def _hold(
-    reference: Reference, recording: Recording, prompt: tuple[int, ...], reply: tuple[int, ...], walked: Walked
-) -> None:
-    from perplexity_lies.guard.watch import after, behind
-
-    logits = after(reference, prompt, reply)
-    walked.tokens += len(reply)
-    walked.behind += behind(logits, reply)
-    walked.apart_nats.append(recording.nearest(logits, reply))
 
 
 def as_a_run(subject: Subject) -> Check:
@@ -188,13 +190,13 @@ def long_replies(subject: Subject) -> Check:
     requests: list[ScoreRequest] = []
     own: list[Scored] = []
     for prompt, reply in _walked(subject).replies:
-        if len(reply) < CHUNK_TOKENS or len(requests) >= MOST_CHUNKS:
+        if len(reply) < STRETCH_TOKENS or len(requests) >= MOST_STRETCHES:
             continue
-        scored = stretches_of(reference, prompt, reply, CHUNK_TOKENS)[: MOST_CHUNKS - len(requests)]
+        scored = stretches_of(reference, prompt, reply, STRETCH_TOKENS)[: MOST_STRETCHES - len(requests)]
         own += scored
         requests += [
-            ScoreRequest(context_ids=(*prompt, *reply[:at]), continuation_ids=reply[at : at + CHUNK_TOKENS])
-            for at in range(0, CHUNK_TOKENS * len(scored), CHUNK_TOKENS)
+            ScoreRequest(context_ids=(*prompt, *reply[:at]), continuation_ids=reply[at : at + STRETCH_TOKENS])
+            for at in range(0, STRETCH_TOKENS * len(scored), STRETCH_TOKENS)
         ]
     if not requests:
         raise CannotCheck("no reply is long enough")
@@ -205,7 +207,7 @@ def long_replies(subject: Subject) -> Check:
         greedy += wanted.is_greedy
     measured, bar, how = typical(subject, [[one] for one in apart])
     detail = (
-        f"{len(requests)} stretches of {CHUNK_TOKENS} tokens of long replies, {greedy} of them greedy: "
+        f"{len(requests)} stretches of {STRETCH_TOKENS} tokens of long replies, {greedy} of them greedy: "
         f"{how} {measured:.2g} nats from full forward passes, {turned} greedy flags turned"
     )
     return Check(

@@ -63,6 +63,8 @@ def beginning(subject: Subject, rendered: str) -> list[str]:
             faults.append(f"{rung} begins with two BOS tokens")
         if ids and ids[-1] in ends:
             faults.append(f"{rung} puts an end token before the answer")
+    if ranked == (bos, *generated) and subject.beginnings_told:
+        return faults
     if ranked != generated:
         same = next((n for n, pair in enumerate(zip(ranked, generated, strict=False)) if pair[0] != pair[1]), None)
         at = min(len(ranked), len(generated)) if same is None else same
@@ -136,5 +138,7 @@ def one_question(subject: Subject) -> Check:
         _spelled(subject, subject.encode(rendered, False)[:1]),
     )
     detail = f"a plain prompt begins with {begin[0]}, a chat with {begin[1]}; "
+    if subject.beginnings_told and subject.encode(rendered)[1:] == subject.encode(rendered, False):
+        detail += "the tokenizer puts BOS before a chat whose template writes none; "
     detail += "; ".join(faults) or "equal ids for log-likelihood and generation, at any time"
     return Check.counted("one question", len(faults), 0, detail)

@@ -32,6 +32,10 @@ SAMPLED_TOKENS = 16
 MOST_ERRORS = 5.0
 """Standard errors between a mean of U and its expectation."""
 LOWER_TOKENS = 3
+EXACT_MARGIN = 1e-3
+"""A larger margin is that of bfloat16 or float16."""
+UNCLEAR_SHARE = 0.01
+"""Below float32, probabilities so near to top_p may fall on either side."""
 SURE_PROBABILITY = 0.9
 """Where the likeliest token has more than this on average, seeds need not tell replies apart."""
 
@@ -52,6 +56,26 @@ def kept_probabilities(logits: torch.Tensor, sampling: Sampling, slack: float = 
         last = int((held.values.cumsum(-1) < sampling.top_p).sum())
         least = float(scaled[held.indices[min(last, len(scaled) - 1)]])
     return scaled.masked_fill(scaled < least - slack / sampling.temperature, -torch.inf).softmax(-1)
+
+
+def is_clear(logits: torch.Tensor, sampling: Sampling, margin: float) -> bool:
+    """Whether rounding (up to `margin` in logits) leaves it clear which tokens are kept.
+
+    Depends on no draw, so that leaving unclear positions out moves no mean.
+    """
+    if not sampling.top_k and sampling.top_p >= 1:
+        return True
+    probabilities = kept_probabilities(logits, sampling)
+    kept = int((probabilities > 0).sum())
+    highest = logits.topk(min(kept + 1, len(logits))).values
+    if kept < len(logits) and float(highest[kept - 1] - highest[kept]) <= margin:
+        return False
+    if sampling.top_p >= 1:
+        return True
+    whole = kept_probabilities(logits, Sampling(temperature=sampling.temperature, top_k=sampling.top_k))
+    held = whole.topk(kept).values.cumsum(-1)
+    near = UNCLEAR_SHARE if margin > EXACT_MARGIN else 1e-6
+    return all(abs(float(share) - sampling.top_p) > near for share in held[-2:])
 
 
 def place_of(token: int, probabilities: torch.Tensor, part: float) -> float | None:
@@ -150,11 +174,12 @@ def _places(
         if not reply.token_ids:
             continue
         for token, logits in zip(reply.token_ids, after(subject.reference, ids, reply.token_ids), strict=True):
-            probabilities = kept_probabilities(logits, setting, subject.tolerance.margin)
+            probabilities = kept_probabilities(logits, setting)
             place = place_of(token, probabilities, rng.random())
             sure.append(float(probabilities.max()))
-            if place is None:
-                outside += 1
-            else:
-                places.append(place)
+            if place is not None:
+                if is_clear(logits, setting, subject.tolerance.margin / 3):
+                    places.append(place)
+            elif not kept_probabilities(logits, setting, subject.tolerance.margin)[token] > 0:
+                outside += 1  # not even rounding lets it in
     return places, outside, sum(sure) / max(1, len(sure))

@@ -132,8 +132,10 @@ class Subject:
         *,
         full: bool,
         prompts: Sequence[str] = (),
+        beginnings_told: bool = False,
     ) -> None:
         self.engine, self.reference, self.tolerance = engine, reference, tolerance
+        self.beginnings_told = beginnings_told
         most = None if full else SHORT_PROBES
         self._alone: dict[str, Any] = {}
         self._greedy: dict[tuple[int, ...], Greedy] = {}

@@ -17,7 +17,7 @@ from perplexity_lies.guard.subject import Subject
 NINE_TENTHS = 1.6
 """The 9th decile may be this many times as far out as the median."""
 ENOUGH = 20
-"""Of fewer numbers the 9th decile would be the largest, or nearly."""
+"""The 9th decile of fewer numbers would be the largest, or nearly."""
 STRETCH = 8
 STRETCHES = 2.2
 """The median of `STRETCH` neighbouring tokens may be this many times as far out as that of all."""
@@ -50,7 +50,7 @@ def own_cache(subject: Subject) -> list[float]:
 
 
 def typical(subject: Subject, rows: Sequence[Sequence[float]]) -> tuple[float, float, str]:
-    """Of many differences in nats, row by row: what is measured, its bar, and its name in words.
+    """What is measured of many differences in nats (row by row), its bar, and its name in words.
 
     In float32 the largest, with the bar of a token from the cache. Below, the median of all, their 9th decile, or the largest
     median of neighbours: whichever is furthest beyond its bar.

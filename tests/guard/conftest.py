@@ -55,3 +55,14 @@ def opened(family_checkpoint: Callable[..., Path]) -> Callable[..., TorchEngine]
 def one_thread() -> Iterator[None]:
     with cpu_threads(1):
         yield
+
+
+@pytest.fixture(autouse=True)
+def probes_of_a_run(
+    request: pytest.FixtureRequest, whole_probes: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a module that says `WHOLE_PROBES = True`, the guard's probes are as long as in a run."""
+    if getattr(request.module, "WHOLE_PROBES", False):
+        for module, constants in whole_probes.items():
+            for name, value in constants.items():
+                monkeypatch.setattr(f"perplexity_lies.guard.{module}.{name}", value)

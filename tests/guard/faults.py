@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -201,6 +202,9 @@ class Opaque(Engine):
     @property
     def why_no_score(self) -> str:
         return self.silent
+
+    def fewer_slots(self, slots: int) -> contextlib.AbstractContextManager[None]:
+        return self.inner.fewer_slots(slots)
 
     def score(self, requests: Sequence[ScoreRequest], *rest: Any) -> Iterator[list[ScoreResult]]:
         if self.silent:

@@ -15,6 +15,8 @@ from perplexity_lies.record.manifest import Rounding
 from ..engines.conftest import FAMILIES
 from .faults import FAULTS, StaleCache, failed
 
+WHOLE_PROBES = True
+
 MOST_TOKENS = 18_000
 """Of the short form, where a token is a letter."""
 

@@ -22,6 +22,8 @@ from perplexity_lies.guard.sampling import MOST_ERRORS, SETTINGS, errors_of, kep
 
 from .planted import PLANTED
 
+WHOLE_PROBES = True
+
 QUICK = {
     "positions one too far in slots": ("bfloat16", "as a run"),
     "late rows enter one token short": ("float32", "as a run"),
