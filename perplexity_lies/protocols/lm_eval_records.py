@@ -55,7 +55,7 @@ class Part:
     name: str
     """As lm-eval was told."""
     stem: str
-    """Of its stock YAML's file: `mmlu_anatomy`."""
+    """The name of its YAML file without the ending: `mmlu_anatomy`."""
     task: Any
 
     def fields(self, doc: dict[str, Any]) -> dict[str, Any]:
