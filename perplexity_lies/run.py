@@ -199,7 +199,7 @@ class Work:
 
     def _same_settings(self, engine: Engine, chat_template_args: str) -> None:
         """Fill the settings of a fresh run; refuse to continue one that began on another device or dtype."""
-        template = template_facts(engine.tokenizer, chat_template_args)
+        template = template_facts(None if engine.takes_messages else engine.tokenizer, chat_template_args)
         now, began = {**engine.settings, **template}, self.run.manifest.settings
         if "chat_template_args_unused" in template:
             unused = template["chat_template_args_unused"]

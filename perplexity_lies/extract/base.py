@@ -25,6 +25,12 @@ THOUGHTS = {
     "<reasoning>": "</reasoning>",
     "<seed:think>": "</seed:think>",
     "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<thoughts>": "</thoughts>",
+    "<reason>": "</reason>",
+    "<analysis>": "</analysis>",
+    "<scratchpad>": "</scratchpad>",
+    "<|channel|>analysis": "<|channel|>final",
+    "<|inner_prefix|>": "<|inner_suffix|>",
     "[THINK]": "[/THINK]",
     "◁think▷": "◁/think▷",
 }

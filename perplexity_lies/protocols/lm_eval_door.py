@@ -29,7 +29,7 @@ from perplexity_lies.digests import canonical_json
 from perplexity_lies.engines.base import Engine, Message, ScoreRequest
 from perplexity_lies.errors import CheckpointError, UsageError
 from perplexity_lies.protocols.base import Context, answer_all, item_name, library_item, render_template
-from perplexity_lies.protocols.lm_eval_records import Heard, by_document, gold_index_of, record_of_sample
+from perplexity_lies.protocols.lm_eval_records import Heard, Part, by_document, gold_index_of, record_of_sample
 from perplexity_lies.protocols.loglikelihood import ITEMS_METRICS, Loglikelihood
 from perplexity_lies.record.records import ItemRecord, Status
 
@@ -152,15 +152,18 @@ def _ask_together(
             f"suite {suite.name!r} asks {suite.tasks[0].name!r} through a chat template, and the checkpoint has none",
             found="no chat_template in its tokenizer", mend="add chat_template.jinja, or a suite with `chat_template: false`",
         )  # fmt: skip
-    for spec in suite.tasks:
-        content = _task_content(spec, kind.of(spec), suite, context, folder)
-        (folder / f"{spec.name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    contents = {spec.name: _task_contents(spec, kind.of(spec), suite, context, folder) for spec in suite.tasks}
+    for content in itertools.chain(*contents.values()):
+        (folder / f"{content['task']}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     manager = TaskManager(include_defaults=False, include_path=str(folder))
-    tasks = {spec.name: _load_ranked(manager, spec.name) for spec in suite.tasks}
-    names = {spec.name: _names(tasks[spec.name], kind.of(spec), spec.name, context.limit) for spec in suite.tasks}
+    parts = {
+        name: [Part(c["task"], Path(c.get("include", "")).stem, _load_ranked(manager, c["task"], name)) for c in found]
+        for name, found in contents.items()
+    }
+    names = {spec.name: _names(parts[spec.name], kind.of(spec), spec.name, context.limit) for spec in suite.tasks}
     results = simple_evaluate(
         model=lm,
-        tasks=list(tasks.values()),
+        tasks=[part.task for found in parts.values() for part in found],
         limit=context.limit,
         bootstrap_iters=0,
         apply_chat_template=chat,
@@ -168,26 +171,30 @@ def _ask_together(
         log_samples=True,
     )
     assert results is not None
+    heard = {
+        name: [(part, sample) for part in found for sample in by_document(results["samples"][part.name])]
+        for name, found in parts.items()
+    }
     return {
         spec.name: [
-            record_of_sample(sample, item, tasks[spec.name], spec, kind.of(spec), lm.heard, context.rounding)
-            for item, sample in zip(names[spec.name], by_document(results["samples"][spec.name]), strict=True)
+            record_of_sample(sample, item, part, spec, kind.of(spec), lm.heard, context.rounding)
+            for item, (part, sample) in zip(names[spec.name], heard[spec.name], strict=True)
         ]
         for spec in suite.tasks
     }
 
 
-def _names(task: Any, settings: Loglikelihood, name: str, limit: int | None) -> list[str]:
+def _names(parts: Sequence[Part], settings: Loglikelihood, name: str, limit: int | None) -> list[str]:
     """The items' names in the order of the documents, told before anything is asked.
 
     Raises UsageError for a template that does not fit the documents, or gives one name to two of them.
     """
     where, named = f"task {name!r}, {settings.rung}", []
-    for _, doc in task.doc_iterator(limit=limit):
-        content = repr(
-            [task.doc_to_text(doc), task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else ""]
-        )
-        named.append((item_name(settings.item, doc, where), content))
+    for part in parts:
+        for _, doc in part.task.doc_iterator(limit=limit):
+            ranked = part.task.OUTPUT_TYPE == "multiple_choice"
+            content = [part.task.doc_to_text(doc), part.task.doc_to_choice(doc) if ranked else ""]
+            named.append((item_name(settings.item, part.fields(doc), where), repr(content)))
     return by_occurrence(named, where, "put another field of the item into `item:`")
 
 
@@ -202,8 +209,8 @@ def _load(manager: Any, name: str, asked: str) -> Any:
         ) from error  # fmt: skip
 
 
-def _load_ranked(manager: Any, name: str) -> Any:
-    task = _load(manager, name, f"lm-eval cannot load task {name!r}")
+def _load_ranked(manager: Any, part: str, name: str) -> Any:
+    task = _load(manager, part, f"lm-eval cannot load task {name!r}")
     if task.OUTPUT_TYPE not in RANKED:
         raise UsageError(
             f"task {name!r} is not ranked by log-likelihood",
@@ -213,15 +220,27 @@ def _load_ranked(manager: Any, name: str) -> Any:
     return task
 
 
-def _task_content(
+def _task_contents(
     spec: TaskSpec, settings: Loglikelihood, suite: Suite, context: Context, folder: Path
-) -> dict[str, Any]:
-    """What the YAML holds that lm-eval loads for a task of the suite."""
+) -> list[dict[str, Any]]:
+    """What the YAMLs hold that lm-eval loads for a task of the suite: one, or one for each that its pattern fits."""
     if spec.items is not None:
-        return _items_task(spec.name, spec.items.load(context.mirror, context.limit), folder)
+        return [_items_task(spec.name, spec.items.load(context.mirror, context.limit), folder)]
     base = suite.path.parent / settings.lm_eval_file if settings.lm_eval_file else _stock_tasks() / settings.lm_eval
     where = f"suite {suite.name!r}, task {spec.name!r}"
-    return _included(spec.name, base, context.mirror.folder(settings.dataset), settings.num_fewshot, where)
+    dataset = context.mirror.folder(settings.dataset)
+    if "*" not in settings.lm_eval:
+        return [_included(spec.name, base, dataset, settings.num_fewshot, where)]
+    found = _fitting(settings.lm_eval) or [base]
+    return [
+        _included(f"{spec.name}--{number}", file, dataset, settings.num_fewshot, where)
+        for number, file in enumerate(found)
+    ]
+
+
+def _fitting(pattern: str) -> list[Path]:
+    """The stock YAMLs that a pattern fits, by name; those that begin with `_` are lm-eval's templates and groups."""
+    return sorted(file for file in _stock_tasks().glob(pattern) if not file.name.startswith("_"))
 
 
 def _included(name: str, base: Path, dataset: Path, shots: int, where: str) -> dict[str, Any]:
@@ -232,6 +251,12 @@ def _included(name: str, base: Path, dataset: Path, shots: int, where: str) -> d
             mend="a path relative to lm-eval's tasks/ folder, such as arc/arc_easy.yaml",
         )  # fmt: skip
     return {"include": str(base.resolve()), "task": name, "dataset_path": str(dataset), "num_fewshot": shots}
+
+
+OF_MANY_ITEMS = (
+    "f1", "mcc", "brier_score", "likelihood", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte",
+)  # fmt: skip
+"""lm-eval's metrics that are no share of one item."""
 
 
 class _Plain(yaml.SafeLoader):
@@ -247,6 +272,7 @@ def task_metrics(settings: Loglikelihood, suite: Suite) -> tuple[str, ...]:
     None for a task that is not there, or that is not ranked: another error tells it.
     """
     file = suite.path.parent / settings.lm_eval_file if settings.lm_eval_file else _stock_tasks() / settings.lm_eval
+    file = next(iter(_fitting(settings.lm_eval) if "*" in settings.lm_eval else ()), file)
     whole: dict[str, Any] = {}
     while file.is_file():
         content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Plain)  # noqa: S506
@@ -259,8 +285,10 @@ def task_metrics(settings: Loglikelihood, suite: Suite) -> tuple[str, ...]:
         return ()
     listed = whole.get("metric_list")
     if listed is None:
-        return tuple(DEFAULT_METRIC_REGISTRY.get(whole.get("output_type", ""), ()))
-    return tuple(str(entry["metric"]) for entry in listed if isinstance(entry, dict) and "metric" in entry)
+        names = [str(name) for name in DEFAULT_METRIC_REGISTRY.get(whole["output_type"], ())]
+    else:
+        names = [str(entry["metric"]) for entry in listed if isinstance(entry, dict) and "metric" in entry]
+    return tuple(name for name in names if name not in OF_MANY_ITEMS)
 
 
 def _stock_tasks() -> Path:

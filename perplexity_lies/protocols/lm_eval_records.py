@@ -48,6 +48,21 @@ class Heard:
     """Why the engine has no log-likelihood."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of lm-eval's tasks in a task of a suite; most have one."""
+
+    name: str
+    """As lm-eval was told."""
+    stem: str
+    """The name of its YAML file without the ending: `mmlu_anatomy`."""
+    task: Any
+
+    def fields(self, doc: dict[str, Any]) -> dict[str, Any]:
+        """What a suite's templates may use."""
+        return {"lm_eval_task": self.stem, **doc}
+
+
 def by_document(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One sample a document (lm-eval logs one for each filter), in document order."""
     first: dict[int, dict[str, Any]] = {}
@@ -59,14 +74,14 @@ def by_document(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def record_of_sample(
     sample: dict[str, Any],
     item: str,
-    task: Any,
+    part: Part,
     spec: TaskSpec,
     settings: Loglikelihood,
     heard: Heard,
     rounding: Rounding,
 ) -> ItemRecord:
     """An lm-eval sample of the document named `item` in our words."""
-    doc, where = sample["doc"], f"task {spec.name!r}, {settings.rung}"
+    task, doc, where = part.task, sample["doc"], f"task {spec.name!r}, {settings.rung}"
     pairs = [(str(context), str(continuation)) for context, continuation, *_ in sample["arguments"]]
     answers = [response[0] for response in sample["resps"]]
     ranked = task.OUTPUT_TYPE == "multiple_choice"
@@ -80,7 +95,7 @@ def record_of_sample(
     prompt = heard.messages.get(pairs[0][0]) or _common_prefix([context for context, _ in pairs])
     return ItemRecord(
         task=spec.name,
-        subject=fill(settings.subject, doc, where) if settings.subject else "",
+        subject=fill(settings.subject, part.fields(doc), where) if settings.subject else "",
         item=item,
         rung=settings.rung,
         prompt=_readable(prompt),

@@ -31,7 +31,10 @@ class Loglikelihood(RungSettings):
     over_items: ClassVar[Mapping[str, Any]] = {**RungSettings.over_items, "metric": "acc", "chat_template": True}
 
     lm_eval: str = ""
-    """A stock YAML, relative to lm-eval's `tasks/`."""
+    """A stock YAML, relative to lm-eval's `tasks/`; with a `*`, all that fit as one task: `mmlu/default/mmlu_*.yaml`.
+
+    Templates may then use `lm_eval_task`, the name of the file without its ending.
+    """
     lm_eval_file: str = ""
     """Or a task YAML of the suite's own, relative to the suite."""
     num_fewshot: Annotated[int, Interval(ge=0, le=1000)] = 0

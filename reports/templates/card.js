@@ -106,8 +106,10 @@ const rungBlock = (item, rung, texts) => {
   if (!texts?.[rung.name]) return [heading, ...bareBlock(item, rung.name)];
   const asked = texts[rung.name];
   const parts = [heading, make("pre", "", ...shown(asked.prompt)), make("p", "gold", "gold: ", make("b", "", ...shown(asked.gold)))];
-  if (asked.choices.length) parts.push(choiceTable(asked));
   const written = rung.replies || !asked.choices.length;
+  if (asked.choices.length) parts.push(choiceTable(asked));
+  const rule = written ? "" : asked.sides.flat().find((reply) => reply.rule)?.rule;
+  if (rule) parts.push(make("p", "gold", "ranked first by: ", make("b", "", rule)));
   const odd = asked.sides.flat().some((reply) => reply.status !== "scored" || reply.fragile || reply.others || reply.error || reply.cut || reply.never);
   const gone = asked.sides.some((replies) => !replies.length) || asked.prompts;
   if (written || odd || gone) parts.push(make("div", "two", ...SIDES.map((_, side) => column(asked, side, written))));

@@ -182,3 +182,35 @@ def test_a_stock_task_begins_as_lm_eval_has_it_and_says_so(
     suite.path.write_text(yaml.safe_dump(raw))
     ranked = ask("loglikelihood", opened(adds_bos), load_suite(suite.path), data=tmp_path / "hub")
     assert all(record.bos_before_template for record in ranked)
+
+
+def test_a_benchmark_of_many_subjects_is_one_task(tiny_llama: Path, opened: Opened, ask: Ask, tmp_path: Path) -> None:
+    """Its subjects are the clusters, by the name of lm-eval's file; equal rows of two subjects pair by occurrence."""
+    import datasets
+
+    data, names = tmp_path / "hub" / "o" / "d", ("abstract_algebra", "anatomy", "astronomy")
+    rows = [{"question": text, "choices": ["a", "b", "c", "d"], "answer": 1} for text in ("one", "two")]
+    configs = []
+    for name in names:
+        files = []
+        for split in ("test", "dev"):
+            (data / name).mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_list(rows).to_parquet(data / name / f"{split}.parquet")
+            files.append({"split": split, "path": f"{name}/{split}.parquet"})
+        configs.append({"config_name": name, "data_files": files})
+    (data / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    ranking = {
+        "lm_eval": "mmlu/default/mmlu_a*.yaml", "dataset": "o/d", "metric": "acc", "item": "{{ question }}",
+        "subject": "{{ lm_eval_task[5:] }}",
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text(
+        yaml.safe_dump({"name": "m", "tasks": [{"name": "m", "loglikelihood": ranking}]})
+    )
+    suite = load_suite(tmp_path / "own.yaml")
+    found = ask("loglikelihood", opened(tiny_llama), suite, data=tmp_path / "hub")
+    assert [(record.subject, record.item) for record in found] == [
+        ("abstract_algebra", "one"), ("abstract_algebra", "two"), ("anatomy", "one #2"), ("anatomy", "two #2"),
+        ("astronomy", "one #3"), ("astronomy", "two #3"),
+    ]  # fmt: skip
+    (task,) = suite.tasks
+    assert task.rungs["loglikelihood"].metrics(task, suite) == ("acc",)
