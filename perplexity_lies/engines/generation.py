@@ -16,11 +16,10 @@ import torch
 
 from perplexity_lies.engines.base import CannotShare, Finished, GenerateResult
 from perplexity_lies.engines.decoding import Row, advance, choose, result_of
-from perplexity_lies.engines.loading import LEARNED_POSITIONS
 from perplexity_lies.engines.prefix_tree import Input, Node, plan
 from perplexity_lies.engines.scoring import Budget, fork, run_chunks, state_after
 from perplexity_lies.engines.slots import Slots
-from perplexity_lies.engines.state import bytes_of, gather, run_on, state_of
+from perplexity_lies.engines.state import bytes_of, gather, run_on, state_of, table_tokens
 
 Prefilled = tuple[Any, torch.Tensor, list[Row]]
 """The state after some prompts, the logits of their next tokens [rows, vocabulary], and their rows."""
@@ -58,11 +57,12 @@ def generate_by_length(
     batch_of: dict[int, list[Row]] = {}
     for row in sorted(_waiting(rows, finished), key=lambda row: -len(row.prompt_ids)):
         batch_of.setdefault(len(row.prompt_ids), []).append(row)
+    end = table_tokens(model, context_tokens)
     for length, of_length in batch_of.items():
         width = max(1, min(budget.rows, budget.batch_tokens // length))
         for start in range(0, len(of_length), width):
             batch = of_length[start : start + width]
-            _to_the_end(model, tokenizer, batch, end_ids, _positions_end(model, context_tokens), again_at, cached)
+            _to_the_end(model, tokenizer, batch, end_ids, end, again_at, cached)
             yield [result_of(row, tokenizer, context_tokens) for row in batch]
 
 
@@ -107,11 +107,6 @@ def _waiting(rows: Sequence[Row], finished: Finished) -> list[Row]:
     return waiting
 
 
-def _positions_end(model: Any, context_tokens: int) -> int | None:
-    """Length of the model's table of learned positions; None where there is none."""
-    return context_tokens if model.config.model_type in LEARNED_POSITIONS else None
-
-
 class _Batch:
     """One call of `generate_in_slots`: the rows that run now, by slot."""
 
@@ -120,7 +115,7 @@ class _Batch:
     ) -> None:
         self.model, self.tokenizer, self.end_ids, self.budget = model, tokenizer, end_ids, budget
         self.context_tokens = context_tokens
-        self.positions_end = _positions_end(model, context_tokens)
+        self.positions_end = table_tokens(model, context_tokens)
         self.running: dict[int, Row] = {}
 
     def run(self, waiting: Sequence[Row]) -> Iterator[list[GenerateResult]]:

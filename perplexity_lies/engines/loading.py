@@ -29,9 +29,6 @@ STUDENTS = {"plies_hybrid": "distill.students.hybrid:register"}
 
 STUDENT_ENTRY_POINTS = "perplexity_lies.students"
 
-LEARNED_POSITIONS = frozenset({"gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm", "codegen"})
-"""Model types with a table of learned positions: they cannot run a token beyond its end."""
-
 GPU_KERNELS = ("fla", "mamba_ssm", "causal_conv1d")
 """Libraries with kernels for linear attention that need a GPU."""
 

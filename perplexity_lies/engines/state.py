@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,6 +36,17 @@ from perplexity_lies.engines.base import CannotShare
 
 GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 """Cache layers with keys and values [rows, heads, time, width] only."""
+
+COUNT_FROM_PAD = frozenset(
+    {"roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "data2vec-text"}
+)
+"""Model types that count positions from their pad token's id on, and after a state by themselves."""
+
+TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|positions_embed)(\.weights?)?$")
+"""Names of the tables of positions in transformers' models."""
+
+NOT_TEXT = re.compile("vision|visual|image|audio|speech|tower")
+"""In the names of what reads something else than text."""
 
 MIXED = (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
 """Cache layers with keys and values and a recurrent state."""
@@ -58,13 +70,26 @@ def run_on(model: Any, tokens: torch.Tensor, state: Any, start: int, **given: An
     """One forward pass over `tokens` [rows, time], which follow the `start` tokens that `state` holds.
 
     Position ids are stated wherever the model takes them: some models (Bamba) count from 0 again without them, whatever their
-    state holds. At the beginning every model counts from 0 by itself.
+    state holds. At the beginning every model counts by itself.
     """
-    if start and "position_ids" in inspect.signature(model.forward).parameters:
+    counts = model.config.model_type not in COUNT_FROM_PAD
+    if start and counts and "position_ids" in inspect.signature(model.forward).parameters:
         given["position_ids"] = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand(tokens.shape)
     if state is not None:
         given[state_argument(model)] = state
     return model(input_ids=tokens, **given)
+
+
+def table_tokens(model: Any, context_tokens: int) -> int | None:
+    """The most tokens that the model's table of positions has room for; None where it has no table, or one beyond any context.
+
+    A model with a table cannot run a token past its end. GPT-2's and BERT's is learned, GPT-J's and RoFormer's is of sines.
+    """
+    named = (*model.named_parameters(), *model.named_buffers())
+    tables = [table for name, table in named if TABLE.search(name) and not NOT_TEXT.search(name)]
+    rows = [int(table.shape[0]) for table in tables if table.ndim == 2]
+    first = 1 + int(model.config.pad_token_id or 0) if model.config.model_type in COUNT_FROM_PAD else 0
+    return min(context_tokens, min(rows) - first) if rows else None
 
 
 def border_tokens(config: PretrainedConfig) -> tuple[str, int] | None:

@@ -38,10 +38,10 @@ from perplexity_lies.engines.base import (
 from perplexity_lies.engines.decoding import Row
 from perplexity_lies.engines.device import cpu_threads
 from perplexity_lies.engines.generation import generate_by_length, generate_in_slots
-from perplexity_lies.engines.loading import LEARNED_POSITIONS, load_model, load_tokenizer
+from perplexity_lies.engines.loading import load_model, load_tokenizer
 from perplexity_lies.engines.probe import find_fit
 from perplexity_lies.engines.scoring import Budget, score_tree
-from perplexity_lies.engines.state import border_tokens
+from perplexity_lies.engines.state import border_tokens, table_tokens
 from perplexity_lies.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ class TorchEngine(Engine):
         self.embedded = _embedded(self.model)
         """Token ids below this one have an embedding and a logit."""
         self.end_ids = tokens.end_ids(self.model.generation_config, self.model.config, self.tokenizer, self.embedded)
+        self._stated = tokens.context_tokens(self.model.config, self.tokenizer)
+        self._table = table_tokens(self.model, self._stated)
         self._weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.threads = 1 if checkpoint.parameters < SMALL_PARAMETERS else torch.get_num_threads()
         self.why_not_shared, self.why_not_slots, self.why_not_cached = find_fit(self.model, self.device)
@@ -86,7 +88,8 @@ class TorchEngine(Engine):
 
     @property
     def context_tokens(self) -> int:
-        return tokens.context_tokens(self.model.config, self.tokenizer)
+        """By lm-eval's rule, except where the table of positions has less room (RoBERTa's kind)."""
+        return min(self._stated, self._table or self._stated)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -208,8 +211,8 @@ class TorchEngine(Engine):
         """Why the row cannot be run; empty when it can."""
         if not row.prompt_ids:
             return "the prompt has no tokens"
-        if self.model.config.model_type in LEARNED_POSITIONS and len(row.prompt_ids) >= self.context_tokens:
-            return f"the prompt has {len(row.prompt_ids)} tokens and the checkpoint {self.context_tokens} positions"
+        if self._table is not None and len(row.prompt_ids) >= self._table:
+            return f"the prompt has {len(row.prompt_ids)} tokens and the checkpoint {self._table} positions"
         return tokens.why_not_embedded(self.tokenizer, row.prompt_ids, self.embedded)
 
 

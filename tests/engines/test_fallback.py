@@ -115,6 +115,9 @@ def test_the_plain_path_is_exact(family: str, opened: Callable[[str], TorchEngin
     requests = few_shot_requests(seed=3)[:40]
     found = {result.key: result for batch in engine.score(requests) for result in batch}
     for request in requests:
+        if len(request.continuation_ids) > engine.context_tokens:
+            assert found[request.key].error
+            continue
         nats, greedy = score_alone(engine.model, request, engine.context_tokens)
         assert found[request.key].loglikelihood_nats == pytest.approx(nats, abs=1e-3)
         assert found[request.key].is_greedy == greedy

@@ -59,7 +59,7 @@ QUICK: dict[str, Family] = {
     "lfm2": (SHARED, {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 48}),
     "deepseek_v2": (SHARED, {**EXPERTS, **LATENT}),
     "roformer": (NO_SLOTS, BERT),
-    "roberta": (UNSHARED, BERT),
+    "roberta": (NO_SLOTS, BERT),
 }
 """Those with a state of their own each, and fast. Steps of Nemotron-H and Zamba2 lack the clamp of a pass (transformers 5.23)."""
 
@@ -186,6 +186,21 @@ def test_scores_and_replies_are_those_of_full_passes(family: str, tmp_path: Path
             assert found[request.key].loglikelihood_nats == pytest.approx(nats, abs=1e-4)
             assert found[request.key].is_greedy == greedy
         assert [replies[request.key] for request in asked] == [reply_alone(engine, prompt) for prompt in PROMPTS]
+
+
+def test_no_table_of_positions_is_left(tmp_path: Path) -> None:
+    """GPT-J's is of sines, RoBERTa's begins after its pad token: replies end where it ends, longer prompts are refused."""
+    for family, room in (("gptj", CONTEXT_TOKENS), ("roberta", CONTEXT_TOKENS - 1)):
+        engine = engine_of(family, tmp_path / family, FAMILIES[family][1])
+        assert engine.context_tokens == room
+        asked = [
+            GenerateRequest(prompt="x" * length, add_special_tokens=False, max_new_tokens=TOKENS)
+            for length in (room - 3, room)
+        ]
+        found = {result.key: result for batch in engine.generate(asked) for result in batch}
+        fits, over = (found[request.key] for request in asked)
+        assert fits.error == "" and fits.completion_tokens <= 3 and fits.finish_reason in ("length", "stop")
+        assert over.error == f"the prompt has {room} tokens and the checkpoint {room} positions"
 
 
 def test_a_model_that_sees_what_follows_is_refused(tmp_path: Path) -> None:
