@@ -190,19 +190,8 @@ class EndpointEngine(Engine):
         return Job(request.key, "/completions", {"model": self.served.model, **body}, read, lost)
 
     def _generate_job(self, request: GenerateRequest) -> Job:
-        sampling, most = request.sampling, request.max_new_tokens
-        body: dict[str, Any] = {"model": self.served.model, "temperature": sampling.temperature}
-        if sampling.temperature > 0:
-            body |= {
-                "top_p": sampling.top_p,
-                "seed": request.seed,
-                **({"top_k": sampling.top_k} if sampling.top_k else {}),
-            }
-        hidden = self._hidden(request.stop)
-        if request.stop:
-            body["stop"] = list(request.stop)
-        if hidden:
-            body["skip_special_tokens"] = False
+        most, hidden = request.max_new_tokens, self._hidden(request.stop)
+        body = self._decoding(request, hidden)
         ids: list[int] = []
         cut = known = 0
         if self.takes_messages:
@@ -250,6 +239,19 @@ class EndpointEngine(Engine):
             )  # fmt: skip
 
         return Job(request.key, path, body, read, lost)
+
+    def _decoding(self, request: GenerateRequest, hidden: Sequence[str]) -> dict[str, Any]:
+        """The model, and how it is to draw and end a reply; `hidden` as `_hidden` finds it."""
+        sampling = request.sampling
+        body: dict[str, Any] = {"model": self.served.model, "temperature": sampling.temperature}
+        if sampling.temperature > 0:
+            body |= {"top_p": sampling.top_p, "seed": request.seed}
+            body |= {"top_k": sampling.top_k} if sampling.top_k else {}
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if hidden:
+            body["skip_special_tokens"] = False
+        return body
 
     def _known_tokens(self, request: GenerateRequest) -> int:
         """Tokens of a chat's messages, without its template, where the tokenizer is known; a few fewer, for their borders."""
