@@ -17,7 +17,7 @@ from .faults import FAULTS, StaleCache, failed
 
 WHOLE_PROBES = True
 
-MOST_TOKENS = 18_000
+MOST_TOKENS = 36_000
 """Of the short form, where a token is a letter."""
 
 
