@@ -175,7 +175,7 @@ class Work:
         if self.run.manifest.guard:
             return
         own = [task.items for task in self.suite.tasks if task.items is not None][:GUARD_PROMPTS]
-        found = guard(engine, prompts=[source.load(self.mirror, 1)[0].question for source in own])
+        found = guard(engine, prompts=[source.load(self.mirror, 1)[0].question for source in own], beginnings_told=True)
         self.run.update(
             guard=found.describe(),
             fingerprint=tuple(dataclasses.asdict(result) for result in found.fingerprint),
