@@ -15,6 +15,7 @@ from perplexity_lies.engines.base import CannotShare
 from perplexity_lies.engines.slots import Slots, check_can_slot
 from perplexity_lies.engines.state import check_can_fork, gather, run_on, state_of
 from perplexity_lies.errors import CheckpointError
+from perplexity_lies.record.journal import not_numbers
 
 PROBE_TOKENS = 8
 """Tokens of the trial run."""
@@ -49,6 +50,8 @@ def find_fit(model: Any, device: torch.device) -> Fit:
         first = model(input_ids=ids[:, :SHORT], use_cache=True).logits
     except Exception as error:  # the checkpoint's own code may raise anything
         raise CheckpointError("the checkpoint cannot be run", found=f"{type(error).__name__}: {error}") from error
+    if whole.isnan().any() or whole.isposinf().any():
+        raise not_numbers("NaN or infinity among the logits of its first tokens")
     try:
         _compare("its first tokens, run without what follows,", first, whole[:, :SHORT], coarse)
     except CannotShare as reason:

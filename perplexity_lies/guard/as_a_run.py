@@ -316,8 +316,10 @@ def _ran_on(subject: Subject, request: GenerateRequest, reply: GenerateResult) -
         return "the stop string stands in the text"
     if not reply.token_ids:
         return ""
-    text = subject.decode(reply.token_ids)
+    text, spelled = (subject.decode(reply.token_ids, special_tokens=kept) for kept in (False, True))
     first = _first(text, request.stop)
+    if spelled != text and _first(spelled, request.stop) is not None and reply.finish_reason == "stop_string":
+        return ""  # a stop string may stand in a special token; where the reply is then cut is not checked
     if first is None:
         stopped_early = reply.finish_reason == "stop_string" or len(reply.token_ids) < request.max_new_tokens
         return f"ended after {len(reply.token_ids)} tokens without its stop string" if stopped_early else ""

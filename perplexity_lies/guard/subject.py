@@ -189,10 +189,10 @@ class Subject:
         found: T = self._alone[name]
         return found
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of a reply, decoded as engines do."""
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """Text of a reply, decoded as engines do; `special_tokens` are left out unless they are wanted."""
         text: str = self.engine.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=not special_tokens, clean_up_tokenization_spaces=False
         )
         return text
 

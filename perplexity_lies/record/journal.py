@@ -21,15 +21,20 @@ from perplexity_lies.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 
+def not_numbers(found: str) -> CheckpointError:
+    """The error for a checkpoint whose arithmetic breaks down; `found` says where that showed."""
+    return CheckpointError(
+        "the checkpoint's log-likelihoods are not numbers",
+        found=found,
+        mend=["--dtype float32 or bfloat16 (float16 overflows)", "check that its weights are whole"],
+    )
+
+
 def entry(result: Any) -> dict[str, Any]:
     """An engine's result (a dataclass with a `key`) as plain values. Raises CheckpointError for one that is not a number."""
     values = asdict(result)
     if any(isinstance(value, float) and not math.isfinite(value) for value in values.values()):
-        raise CheckpointError(
-            "the checkpoint's log-likelihoods are not numbers",
-            found=f"a sum of {values.get('loglikelihood_nats')} nats",
-            mend=["--dtype float32 or bfloat16 (float16 overflows)", "check that its weights are whole"],
-        )
+        raise not_numbers(f"a sum of {values.get('loglikelihood_nats')} nats")
     return values
 
 

@@ -46,7 +46,8 @@ def test_arguments_reach_the_template(rendered: Any) -> None:
     given = '{"enable_thinking":false}'
     assert (rendered(template)[0], rendered(template, given)[0]) == ("hello", "hello no")
     assert template_facts(rendered(template, given)[1], given) == {"chat_template_args": given}
-    assert template_facts(rendered("x", given)[1], given)["chat_template_args_unused"] == "enable_thinking"
+    plain = "{{ messages[0]['content'] }}"
+    assert template_facts(rendered(plain, given)[1], given)["chat_template_args_unused"] == "enable_thinking"
 
 
 def test_options_stand_over_the_suite() -> None:

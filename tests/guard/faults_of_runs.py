@@ -95,15 +95,8 @@ def no_end_at_first(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
 
 
 def stop_within_one_token(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
-    decode = decoding.decode_text
-
-    def advance(row: Any, token: int, tokenizer: Any, end_ids: frozenset[int], positions_end: int | None) -> None:
-        patch.setattr(decoding, "decode_text", lambda kind, ids: decode(kind, list(ids)[-1:]))
-        original(row, token, tokenizer, end_ids, positions_end)
-        patch.setattr(decoding, "decode_text", decode)
-
-    original = generation.advance
-    patch.setattr(generation, "advance", advance)
+    holds_stop = decoding.holds_stop
+    patch.setattr(decoding, "holds_stop", lambda tokenizer, ids, stop: holds_stop(tokenizer, list(ids)[-1:], stop))
 
 
 def stop_kept(result: GenerateResult, engine: Any) -> GenerateResult:
