@@ -48,7 +48,7 @@ def plain_kl(student: Tensor, teacher: Tensor, head: Tensor, weights: Tensor) ->
 
 
 def chunked(student: Tensor, teacher: Tensor, head: Tensor, weights: Tensor) -> Tensor:
-    """As in stage 3."""
+    """Runs the loss as stage 3 does."""
     return chunked_kl(student, head, teacher, head, weights)
 
 

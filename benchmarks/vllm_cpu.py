@@ -38,7 +38,7 @@ SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
 }
-"""Of this process and of the server's: 1 GiB of KV cache, no second process, no network."""
+"""Environment of this process and of the server: 1 GiB of KV cache, no second process, no network."""
 
 STOPS: tuple[tuple[str, ...], ...] = ((), ("c",))
 """Every other reply has a stop string that random words soon hold."""

@@ -176,7 +176,7 @@ def test_gate_leaves_with_its_verdict(
 
 
 def test_console_without_a_minus_keeps_the_sign(compared: Path, tmp_path: Path) -> None:
-    """Of a gap, and of the margin; in the gate's line and in the table."""
+    """The gap and the margin keep their minus sign, in the gate's line and in the table."""
     encoding = "cp1252"
     (first,) = compared.glob("*/comparison.json")
     content = json.loads(first.read_text())

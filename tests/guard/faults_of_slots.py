@@ -161,7 +161,7 @@ def prompts_kept_by_length(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
 
 
 def rows_of_half_a_batch(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
-    """Of a batch with a free slot, the logits of neighbours are read."""
+    """A batch with a free slot reads the logits of the neighbouring rows."""
     choose = generation.choose
     patch.setattr(
         generation, "choose", lambda logits, rows: choose(logits.roll(1, 0) if len(rows) == 2 else logits, rows)

@@ -18,7 +18,7 @@ from .faults import FAULTS, StaleCache, failed
 WHOLE_PROBES = True
 
 MOST_TOKENS = 36_000
-"""Of the short form, where a token is a letter."""
+"""Most tokens that the short form may run, where a token is a letter."""
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -7,7 +7,7 @@ LL, GEN = LOGLIKELIHOOD, GENERATION
 
 
 def test_other_cuts_on_sides_and_rungs_are_counted_and_told_first(handmade, tmp_path):
-    """Of 20 items the teacher's first 4 are cut when ranked, the student's first 6, by more; replies are asked whole."""
+    """20 items: when ranked, the teacher's first 4 are cut and the student's first 6, by more; replies see whole prompts."""
 
     def run(name, cut, tokens):
         records = [

@@ -108,7 +108,7 @@ class Service:
 
     @torch.no_grad()
     def logprobs(self, ids: list[int]) -> dict[str, Any]:
-        """Of each prompt token after the first, and of the likeliest in its place; one generated token at the end."""
+        """Log-probabilities of each prompt token after the first and of the likeliest there; one generated token at the end."""
         found = self.engine.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
         made = int(found[-1].argmax())
         whole = [*ids, made]
