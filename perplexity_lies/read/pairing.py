@@ -9,6 +9,7 @@ Texts are dropped as the records stream by, so that memory grows with the number
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from perplexity_lies.read.stats.bootstrap import Floats
 from perplexity_lies.record.records import FALLBACK, ItemRecord, Reading, Status
 from perplexity_lies.record.store import Run
 from perplexity_lies.rungs import RUNGS, Contrast
+
+LIBRARY_VERSION = re.compile(r"@\d+\.[\w.]+$")
+"""The version in `evalscope@1.14.1`: sides may differ in it, and a caution says so. Our own extractors have one number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ def _why_unpaired(found: Sequence[list[Seen]], labels: Sequence[str]) -> str:
     for what, differs in (
         ("prompt", {seen.prompt_sha256 for seen in every}),
         ("metric", {seen.headline.metric for seen in every}),
+        ("extractor", {LIBRARY_VERSION.sub("", next(iter(seen.readings))) for seen in every}),
         ("reference answer", {seen.gold for seen in every}),
     ):
         if len(differs) > 1:

@@ -184,3 +184,23 @@ def test_answers_of_a_fallback_rule_are_counted_and_said(handmade, tmp_path):
     (caution,) = (caution for caution in comparison.cautions if caution.kind == "fallback")
     assert "60 of 120 of the student's generation records" in caution.text and caution.task == "t"
     assert decide(comparison, 5.0).reason.endswith("; a fallback rule read 50 % of the student's replies")
+
+
+def test_a_side_that_another_extractor_read_does_not_pair(handmade, tmp_path):
+    """One run was read again with --headline, the other was not: a gap between them would be the extractors'."""
+    runs = [
+        handmade.write_run(
+            tmp_path / name,
+            [handmade.record("a", f"{i:03}", GEN, 1.0, extractor=extractor) for i in range(40)],
+            name=name,
+        )
+        for name, extractor in (
+            ("t", "pattern@1"),
+            ("s", "strict@1"),
+            ("l", "evalscope@1.14.1"),
+            ("m", "evalscope@1.15.0"),
+        )
+    ]
+    (left,) = compare_runs(*runs[:2], resamples=50).unpaired
+    assert left.reason == "extractor differs" and len(left.items) == 40
+    assert compare_runs(*runs[2:], resamples=50).overall is not None
