@@ -156,10 +156,14 @@ def cached_against_full(subject: Subject) -> Check:
     said = [_said(subject.reply_alone(probe.request())) for probe in probes]
     differing = sum(a != subject.expected(probe) for a, probe in zip(said, probes, strict=True))
     sure = sum(probe.sure for probe in probes)
-    detail = (
-        f"the model's cache token by token: {'in the median' if tolerance.cached_median else 'up to'} {worst:.2g} nats "
-        f"from a full forward pass; {differing} of {len(probes)} greedy replies ({sure} sure tokens) differ"
+    unused = subject.reference.why_not_cached
+    cache = (
+        f"the engine runs no single token from the model's cache ({unused})"
+        if unused
+        else f"the model's cache token by token: {'in the median' if tolerance.cached_median else 'up to'} {worst:.2g} nats "
+        "from a full forward pass"
     )
+    detail = f"{cache}; {differing} of {len(probes)} greedy replies ({sure} sure tokens) differ"
     passed = worst <= tolerance.cached_nats and not differing
     return Check(
         name="cached against full", passed=passed, measured=worst, tolerance=tolerance.cached_nats, detail=detail

@@ -52,6 +52,7 @@ class Reference:
 
     def __init__(self, shown: ShownModel, tokenizer: Any) -> None:
         self.model, self.threads = shown.model, shown.threads
+        self.why_not_cached = shown.why_not_cached
         self.device = next(self.model.parameters()).device
         self.end_ids = stated_end_ids(self.model, tokenizer)
 
