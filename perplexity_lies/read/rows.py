@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from perplexity_lies.read.numbers import OVERALL, Bootstrap, RungRow, SideScore, TaskRow, Unpaired
-from perplexity_lies.read.pairing import Paired, Records, Seen, both, pair, read_by
+from perplexity_lies.read.pairing import LIBRARY_VERSION, Paired, Records, Seen, both, pair, read_by
 from perplexity_lies.read.stats.bootstrap import CONTRAST_WEIGHTS, GAP_WEIGHTS, Floats, Stratum, estimate, resample
 from perplexity_lies.read.stats.paired import flips, mcnemar_p
 from perplexity_lies.record.manifest import RungFacts, TaskFacts
@@ -92,10 +92,13 @@ def _side_scores(sample: Sample, extractor: str | None = None) -> tuple[SideScor
 
 
 def _rung_row(rung: str, facts: RungFacts, sample: Sample) -> RungRow:
-    metrics = {seen.headline.metric for records in sample.records for seen in records}
+    every = [seen for records in sample.records for seen in records]
+    metrics, extractors = {seen.headline.metric for seen in every}, {next(iter(seen.readings)) for seen in every}
+    as_asked = not metrics or facts.metric in metrics or all(map(LIBRARY_VERSION.search, extractors))
     return RungRow(
         rung=rung,
-        metric=facts.metric or ", ".join(sorted(metrics)),
+        metric=facts.metric if facts.metric and as_asked else ", ".join(sorted(metrics)),
+        extractor=", ".join(sorted(extractors)),
         source=facts.source,
         chance=facts.chance,
         sides=_side_scores(sample),
