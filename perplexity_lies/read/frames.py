@@ -76,7 +76,10 @@ def item_lines(items_of: Sequence[TaskItems], sides: Sequence[Side]) -> Iterator
 
 
 def reply_lines(sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
-    """One line per record; `fallback`: a fallback rule read its answer. Raises MissingError where a run directory is gone or has changed."""
+    """One line per record; `fallback`: a fallback rule read its answer.
+
+    Raises MissingError where a run directory is gone or has changed.
+    """
     for side, record in records_of(sides):
         reading = record.headline
         yield {
