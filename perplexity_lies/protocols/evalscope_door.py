@@ -28,6 +28,7 @@ from evalscope.api.model import ChatCompletionChoice, GenerateConfig, ModelAPI, 
 from evalscope.api.registry import get_benchmark, register_benchmark
 from evalscope.benchmarks.humaneval import utils as humaneval
 from evalscope.constants import HubType
+from evalscope.metrics.math import parser as mathematics
 from evalscope.utils import multi_choices
 
 from perplexity_lies.catalogue.items import Item, dump_items, read_items
@@ -58,6 +59,7 @@ from perplexity_lies.protocols.evalscope_reviews import (
     target_of,
 )
 from perplexity_lies.protocols.generation import RUNS_CODE, Generation
+from perplexity_lies.protocols.math_judging import warm_child
 from perplexity_lies.protocols.reach import never_replied
 from perplexity_lies.record.records import ItemRecord
 
@@ -280,7 +282,7 @@ def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[
         if wanted.settings.runs_code and wanted.context.sandbox is not None:
             coding.run([q.problem for q in questions], [api.answer(q.messages).text for q in questions])
         step = wanted.context.reporter.step(f"evalscope judges {wanted.task}")
-        with step, _code_judged_by(coding), _fallbacks_noted() as fell_back:
+        with step, warm_child(mathematics), _code_judged_by(coding), _fallbacks_noted() as fell_back:
             _run(_config(wanted, api, work), wanted.where)
         reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
     readers = wanted.settings.readers()

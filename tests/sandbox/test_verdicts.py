@@ -94,8 +94,6 @@ MUTATIONS: dict[str, Callable[[str, str], str]] = {
     "canonical": lambda prompt, code: code,
     "the whole function": lambda prompt, code: prompt + code,
     "plus for minus": lambda prompt, code: code.replace(" - ", " + ").replace(" < ", " <= "),
-    "one for zero": lambda prompt, code: code.replace("0", "1"),
-    "nothing": lambda prompt, code: "    pass\n",
 }
 
 
