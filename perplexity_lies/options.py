@@ -70,6 +70,9 @@ class RunOptions:
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python that comes with the checkpoint.")
     ] = False
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run code that checkpoints write (HumanEval), in a sandbox.")
+    ] = False
     quiet: bool = False
     """No progress on stderr. From Python only."""
 
@@ -97,7 +100,7 @@ class RunOptions:
 
 ENGINE_OPTIONS = ("engine", "tokenizer", "device", "dtype", "allow_pickle", "trust_remote_code")
 """Fields of `RunOptions` that say how a checkpoint is loaded."""
-RUN_OPTIONS = ("data", "out", "limit", "rungs", "chat_template_args", *ENGINE_OPTIONS)
+RUN_OPTIONS = ("data", "out", "limit", "rungs", "chat_template_args", "run_code", *ENGINE_OPTIONS)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -33,6 +33,7 @@ from perplexity_lies.record.manifest import Manifest, SuiteFacts, TaskFacts
 from perplexity_lies.record.records import Status
 from perplexity_lies.record.store import Run, start_run
 from perplexity_lies.rungs import RUNGS
+from perplexity_lies.sandbox import Sandbox, find_sandbox
 
 GUARD_PROMPTS = 2
 """First questions of the suite's own items that the guard asks beside its fixed texts."""
@@ -64,6 +65,7 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
     )
     engine = engine_of(told.engine, named)
     loading = EngineOptions(device=told.device, dtype=told.dtype, chat_template_args=given)
+    sandbox = find_sandbox() if told.run_code else None
     run = _start(Path(told.out), named, wanted, datasets, told.limit, engine, loading)
     rungs = [rung for rung in told.wanted_rungs if wanted.tasks_on(rung)]
     if not rungs:
@@ -72,8 +74,11 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
             found=f"its rungs: {', '.join(rung for rung in RUNGS if wanted.tasks_on(rung))}",
             mend="leave --rungs out",
         )
+    coding = _coding_tasks(wanted, rungs)
     with contextlib.closing(run), contextlib.closing(Reporter(quiet=told.quiet)) as reporter:
-        work = Work(run, named, wanted, mirror, told.limit, reporter)
+        if coding and sandbox is None:
+            reporter.note(f"{', '.join(coding)}: needs --run-code; replies are written and stay unjudged until then")
+        work = Work(run, named, wanted, mirror, told.limit, reporter, sandbox)
         waiting = [rung for rung in rungs if not work.settled(rung)]
         if run.manifest.complete and not waiting:
             reporter.note(f"{named.name}: complete in {run.path}")
@@ -92,6 +97,8 @@ class Work:
     mirror: Mirror
     limit: int | None
     reporter: Reporter
+    sandbox: Sandbox | None = None
+    """What runs code in replies; None without `--run-code`."""
     timings: dict[str, float] = field(default_factory=dict)
 
     def _has_records(self, rung: str) -> bool:
@@ -106,6 +113,8 @@ class Work:
 
     def ask(self, engine_name: str, options: EngineOptions, rungs: Sequence[str]) -> None:
         """Check the metrics, load the engine, guard it, ask every task on each rung."""
+        if self.sandbox is not None and _coding_tasks(self.suite, rungs):
+            self.run.update(run_code=self.sandbox.describe())
         with self._step("checking the suite", "suite"):
             for rung in rungs:
                 for task in self.suite.tasks_on(rung):
@@ -140,6 +149,7 @@ class Work:
                 log=log,
                 reporter=self.reporter,
                 rounding=self.run.manifest.rounding,
+                sandbox=self.sandbox,
             )
             with quarantine(log):
                 records = rung_class(rung).ask(engine, self.suite, context)
@@ -214,6 +224,11 @@ class Work:
             )
         if not began:
             self.run.update(settings=now)
+
+
+def _coding_tasks(suite: Suite, rungs: Sequence[str]) -> list[str]:
+    """Tasks whose replies are judged by running them."""
+    return [task.name for rung in rungs for task in suite.tasks_on(rung) if task.rungs[rung].runs_code]
 
 
 def _start(

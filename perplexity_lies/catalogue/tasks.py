@@ -51,6 +51,11 @@ class RungSettings(Checked, abc.ABC):
     dataset: str = ""
     """Hub id of the benchmark's dataset, looked up in the mirror."""
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether replies are judged by running them, which needs `--run-code`."""
+        return False
+
     @classmethod
     def of(cls, task: TaskSpec) -> Self:
         """This rung's settings of a task that has the rung."""

@@ -23,9 +23,12 @@ from evalscope.api.benchmark import BenchmarkMeta, DefaultDataAdapter
 from evalscope.api.dataset import DatasetDict, MemoryDataset, Sample
 from evalscope.api.messages import ChatMessage, ChatMessageAssistant
 from evalscope.api.metric import Score
+from evalscope.api.mixin import CodeExecutionSandboxMixin
 from evalscope.api.model import ChatCompletionChoice, GenerateConfig, ModelAPI, ModelOutput, ModelUsage
 from evalscope.api.registry import get_benchmark, register_benchmark
+from evalscope.benchmarks.humaneval import utils as humaneval
 from evalscope.constants import HubType
+from evalscope.metrics.math import parser as mathematics
 from evalscope.utils import multi_choices
 
 from perplexity_lies.catalogue.items import Item, dump_items, read_items
@@ -41,6 +44,7 @@ from perplexity_lies.protocols.base import (
     answer_all,
     library_item,
 )
+from perplexity_lies.protocols.code_judging import CodeJudge
 from perplexity_lies.protocols.evalscope_reviews import (
     Pass,
     Question,
@@ -54,7 +58,8 @@ from perplexity_lies.protocols.evalscope_reviews import (
     right_of,
     target_of,
 )
-from perplexity_lies.protocols.generation import Generation
+from perplexity_lies.protocols.generation import RUNS_CODE, Generation
+from perplexity_lies.protocols.math_judging import warm_child
 from perplexity_lies.protocols.reach import never_replied
 from perplexity_lies.record.records import ItemRecord
 
@@ -183,7 +188,7 @@ def _lacking(name: str, where: str, error: ImportError) -> MissingError:
 def _adapter(name: str, config: TaskConfig | None, where: str) -> Any:
     """A benchmark's own code. Raises UsageError for one that evalscope does not have, MissingError for lacking packages."""
     try:
-        return get_benchmark(name, config)
+        adapter = get_benchmark(name, config)
     except ImportError as error:
         raise _lacking(name, where, error) from error
     except ValueError as error:
@@ -191,6 +196,12 @@ def _adapter(name: str, config: TaskConfig | None, where: str) -> Any:
             f"{where}: evalscope has no benchmark {name!r}", found=str(error).splitlines()[0][:200],
             mend="a name from `evalscope benchmark-info --list`",
         ) from error  # fmt: skip
+    if isinstance(adapter, CodeExecutionSandboxMixin) and name not in RUNS_CODE:
+        raise UsageError(
+            f"{where}: evalscope's {name!r} runs the checkpoint's code, which our sandbox cannot judge for it",
+            found="it would run as a plain process of this machine", mend=f"one of {', '.join(RUNS_CODE)}",
+        )  # fmt: skip
+    return adapter
 
 
 def _load(config: TaskConfig, where: str) -> tuple[list[tuple[str, list[Sample]]], Texts]:
@@ -240,6 +251,17 @@ def _fallbacks_noted() -> Iterator[set[str]]:
         multi_choices._fallback_parse_answer = stock
 
 
+@contextlib.contextmanager
+def _code_judged_by(judge: CodeJudge) -> Iterator[None]:
+    """evalscope's humaneval asks our sandbox, and never runs a program itself, with the flag or without."""
+    stock = humaneval.check_correctness
+    humaneval.check_correctness = judge.check_correctness
+    try:
+        yield
+    finally:
+        humaneval.check_correctness = stock
+
+
 def _run(config: TaskConfig, where: str) -> None:
     """evalscope's task runner. Raises UsageError for what a benchmark's own judging raises."""
     try:
@@ -256,8 +278,11 @@ def _run(config: TaskConfig, where: str) -> None:
 def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[ItemRecord]:
     """Run evalscope's task runner over the answers and read its reviews back."""
     with tempfile.TemporaryDirectory(prefix="plies-evalscope-") as folder:
-        work = Path(folder)
-        with wanted.context.reporter.step(f"evalscope judges {wanted.task}"), _fallbacks_noted() as fell_back:
+        work, coding = Path(folder), CodeJudge(wanted.context, wanted.task)
+        if wanted.settings.runs_code and wanted.context.sandbox is not None:
+            coding.run([q.problem for q in questions], [api.answer(q.messages).text for q in questions])
+        step = wanted.context.reporter.step(f"evalscope judges {wanted.task}")
+        with step, warm_child(mathematics), _code_judged_by(coding), _fallbacks_noted() as fell_back:
             _run(_config(wanted, api, work), wanted.where)
         reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
     readers = wanted.settings.readers()
@@ -265,7 +290,9 @@ def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[
     for question in questions:
         reply, review = api.answer(question.messages), reviews.get((question.subset, question.index))
         prefix = opened_thought(api.request(question.messages).prompt)
-        record = record_of(question, reply, review, wanted, prefix=prefix, fell_back=reply.text in fell_back)
+        why = coding.why_unjudged(question.problem, reply.text) if wanted.settings.runs_code else ""
+        fell = reply.text in fell_back
+        record = record_of(question, reply, review, wanted, prefix=prefix, fell_back=fell, unjudged=why)
         if wanted.items is not None:
             never = never_replied(api.engine, question.target, wanted.settings.max_new_tokens)
             record = replace(record, never_right=never)

@@ -18,6 +18,9 @@ from perplexity_lies.protocols.base import Context, through_door
 from perplexity_lies.record.records import ItemRecord
 from perplexity_lies.rungs import GENERATION
 
+RUNS_CODE = ("humaneval",)
+"""evalscope's benchmarks whose judging runs what the checkpoint wrote, and that our sandbox can judge."""
+
 LARGEST_SEED = 2**31
 """numpy takes 32 bits, and evalscope is given the seed plus 42."""
 
@@ -58,6 +61,11 @@ class Generation(RungSettings):
     def sampling(self) -> Sampling:
         """Temperature, top_p and top_k in the engine's form."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether replies are judged by running them, which needs `--run-code`."""
+        return self.evalscope in RUNS_CODE
 
     def readers(self) -> list[Extractor]:
         """Our own extractors in the order of their readings: the pattern of an `items:` task, then those asked for."""

@@ -132,6 +132,8 @@ class Manifest(Checked):
     fingerprint: tuple[dict[str, Plain], ...] = ()
     """Log-likelihoods of fixed texts under these weights."""
     rounding: Rounding = Rounding()
+    run_code: dict[str, Plain] = field(default_factory=dict)
+    """In which sandbox code of the checkpoint ran, and its limits; empty where none ran."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds, by part of the run."""
 
