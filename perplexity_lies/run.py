@@ -9,11 +9,12 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from perplexity_lies.catalogue.mirror import Mirror, open_mirror
+from perplexity_lies.catalogue.narrow import narrow
 from perplexity_lies.catalogue.suite import load_suite
 from perplexity_lies.catalogue.tasks import Suite, TaskSpec, rung_class
 from perplexity_lies.checkpoint.lookup import Checkpoint, resolve
@@ -50,7 +51,9 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
     """
     told = RunOptions(**options)
     require("plies evaluate runs a checkpoint", "eval")
-    wanted, mirror = load_suite(suite), open_mirror(told.data)
+    wanted = _asked(load_suite(suite), told)
+    mirror = open_mirror(told.data)
+    mirror.refuse_missing(wanted.datasets, f"plies data fetch {suite} {told.data or 'DIR'}")
     datasets = {name: mirror.digest(name) for name in wanted.datasets}
     named = resolve(
         checkpoint,
@@ -80,6 +83,18 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
         else:
             work.ask(engine, loading, waiting)
     return run
+
+
+def _asked(suite: Suite, told: RunOptions) -> Suite:
+    """What is asked of the suite under these options. Tasks whose judging runs code are left out, which the suite notes."""
+    found = narrow(suite, tasks=told.tasks, seeds=told.seeds, greedy=told.greedy)
+    coded = tuple(task for task in found.tasks if any(getattr(own, "runs_code", False) for own in task.rungs.values()))
+    if not coded:
+        return found
+    kept = narrow(found, tasks=",".join(task.name for task in found.tasks if task not in coded))
+    return replace(
+        kept, narrowed=(*kept.narrowed, f"{', '.join(t.name for t in coded)} left out: its judging runs code")
+    )
 
 
 @dataclass(slots=True)
@@ -237,7 +252,7 @@ def _start(
     }
     manifest = Manifest(
         checkpoint=checkpoint.describe(),
-        suite=SuiteFacts(name=suite.name, title=suite.title, digest=suite.digest, limit=limit),
+        suite=SuiteFacts(name=suite.name, title=suite.title, digest=suite.digest, limit=limit, narrowed=suite.narrowed),
         datasets=datasets,
         engine={"engine": engine, **dataclasses.asdict(options)},
         versions=found,
@@ -249,4 +264,4 @@ def _start(
 
 def _task_facts(task: TaskSpec) -> TaskFacts:
     rungs = {name: settings.facts(task) for name, settings in task.rungs.items()}
-    return TaskFacts(name=task.name, title=task.title, rungs=rungs)
+    return TaskFacts(name=task.name, title=task.title, rungs=rungs, subjects=task.subjects)

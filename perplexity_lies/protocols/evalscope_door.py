@@ -31,7 +31,7 @@ from evalscope.utils import multi_choices
 from perplexity_lies.catalogue.items import Item, dump_items, read_items
 from perplexity_lies.catalogue.mirror import Mirror
 from perplexity_lies.catalogue.sources import EvalscopeItems
-from perplexity_lies.catalogue.tasks import Suite
+from perplexity_lies.catalogue.tasks import Suite, share_of_limit
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import MissingError, PliesError, UsageError
 from perplexity_lies.extract.base import EXACT_MATCH, opened_thought
@@ -120,7 +120,8 @@ def ask_evalscope(kind: type[Generation], engine: Engine, suite: Suite, context:
     plans = []
     for task in suite.tasks:
         settings = kind.of(task)
-        items = tuple(task.items.load(context.mirror, context.limit)) if task.items is not None else None
+        source = task.items_on(kind.rung)
+        items = tuple(source.load(context.mirror, context.limit)) if source is not None else None
         for seed in settings.seeds:
             wanted = Pass(task=task.name, settings=settings, seed=seed, context=context, items=items)
             api = EngineAPI(engine, wanted)
@@ -148,6 +149,12 @@ def _config(wanted: Pass, model: Any, work: Path) -> TaskConfig:
         own |= {"local_path": str(file), "extra_params": {"extract": settings.extract}}
     else:
         own |= _dataset(wanted.context.mirror.folder(settings.dataset), settings.subset)
+        own |= {"extra_params": settings.extra_params} if settings.extra_params else {}
+    limit = wanted.context.limit
+    if items is None and not settings.subset and limit is not None:
+        subsets = sorted(_adapter(settings.evalscope, None, wanted.where).subset_list)
+        kept, limit = share_of_limit(limit, len(subsets))
+        own |= {"subset_list": subsets[:kept]}
     name = ITEMS_BENCHMARK if items is not None else settings.evalscope
     return TaskConfig(
         model=model,
@@ -156,7 +163,7 @@ def _config(wanted: Pass, model: Any, work: Path) -> TaskConfig:
         dataset_args={name: own},
         dataset_hub=HubType.LOCAL,
         generation_config={"max_tokens": settings.max_new_tokens, "temperature": settings.temperature},
-        limit=wanted.context.limit,
+        limit=limit,
         eval_batch_size=1,
         seed=42 + wanted.seed,
         work_dir=str(work),
