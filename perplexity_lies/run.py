@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from perplexity_lies.catalogue.mirror import Mirror, open_mirror
+from perplexity_lies.catalogue.narrow import narrow
 from perplexity_lies.catalogue.suite import load_suite
 from perplexity_lies.catalogue.tasks import Suite, TaskSpec, rung_class
 from perplexity_lies.checkpoint.lookup import Checkpoint, resolve
@@ -51,7 +52,9 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
     """
     told = RunOptions(**options)
     require("plies evaluate runs a checkpoint", "eval")
-    wanted, mirror = load_suite(suite), open_mirror(told.data)
+    wanted = narrow(load_suite(suite), tasks=told.tasks, seeds=told.seeds, greedy=told.greedy)
+    mirror = open_mirror(told.data)
+    mirror.refuse_missing(wanted.datasets, f"plies data fetch {suite} {told.data or 'DIR'}")
     datasets = {name: mirror.digest(name) for name in wanted.datasets}
     named = resolve(
         checkpoint,
@@ -252,7 +255,7 @@ def _start(
     }
     manifest = Manifest(
         checkpoint=checkpoint.describe(),
-        suite=SuiteFacts(name=suite.name, title=suite.title, digest=suite.digest, limit=limit),
+        suite=SuiteFacts(name=suite.name, title=suite.title, digest=suite.digest, limit=limit, narrowed=suite.narrowed),
         datasets=datasets,
         engine={"engine": engine, **dataclasses.asdict(options)},
         versions=found,
@@ -264,4 +267,4 @@ def _start(
 
 def _task_facts(task: TaskSpec) -> TaskFacts:
     rungs = {name: settings.facts(task) for name, settings in task.rungs.items()}
-    return TaskFacts(name=task.name, title=task.title, rungs=rungs)
+    return TaskFacts(name=task.name, title=task.title, rungs=rungs, subjects=task.subjects)

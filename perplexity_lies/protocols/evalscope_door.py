@@ -34,16 +34,12 @@ from evalscope.utils import multi_choices
 from perplexity_lies.catalogue.items import Item, dump_items, read_items
 from perplexity_lies.catalogue.mirror import Mirror
 from perplexity_lies.catalogue.sources import EvalscopeItems
-from perplexity_lies.catalogue.tasks import Suite
+from perplexity_lies.catalogue.tasks import Suite, share_of_limit
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import MissingError, PliesError, UsageError
 from perplexity_lies.extract.base import EXACT_MATCH, opened_thought
 from perplexity_lies.extract.pattern import Pattern
-from perplexity_lies.protocols.base import (
-    Context,
-    answer_all,
-    library_item,
-)
+from perplexity_lies.protocols.base import Context, answer_all, library_item
 from perplexity_lies.protocols.code_judging import CodeJudge
 from perplexity_lies.protocols.evalscope_reviews import (
     Pass,
@@ -125,7 +121,8 @@ def ask_evalscope(kind: type[Generation], engine: Engine, suite: Suite, context:
     plans = []
     for task in suite.tasks:
         settings = kind.of(task)
-        items = tuple(task.items.load(context.mirror, context.limit)) if task.items is not None else None
+        source = task.items_on(kind.rung)
+        items = tuple(source.load(context.mirror, context.limit)) if source is not None else None
         for seed in settings.seeds:
             wanted = Pass(task=task.name, settings=settings, seed=seed, context=context, items=items)
             api = EngineAPI(engine, wanted)
@@ -153,6 +150,12 @@ def _config(wanted: Pass, model: Any, work: Path) -> TaskConfig:
         own |= {"local_path": str(file), "extra_params": {"extract": settings.extract}}
     else:
         own |= _dataset(wanted.context.mirror.folder(settings.dataset), settings.subset)
+        own |= {"extra_params": settings.extra_params} if settings.extra_params else {}
+    limit = wanted.context.limit
+    if items is None and not settings.subset and limit is not None:
+        subsets = sorted(_adapter(settings.evalscope, None, wanted.where).subset_list)
+        kept, limit = share_of_limit(limit, len(subsets))
+        own |= {"subset_list": subsets[:kept]}
     name = ITEMS_BENCHMARK if items is not None else settings.evalscope
     return TaskConfig(
         model=model,
@@ -161,7 +164,7 @@ def _config(wanted: Pass, model: Any, work: Path) -> TaskConfig:
         dataset_args={name: own},
         dataset_hub=HubType.LOCAL,
         generation_config={"max_tokens": settings.max_new_tokens, "temperature": settings.temperature},
-        limit=wanted.context.limit,
+        limit=limit,
         eval_batch_size=1,
         seed=42 + wanted.seed,
         work_dir=str(work),
@@ -236,6 +239,17 @@ def _keep_questions(adapter: DefaultDataAdapter) -> Texts:
 
 
 @contextlib.contextmanager
+def _swapped(module: Any, name: str, ours: Any) -> Iterator[None]:
+    """`ours` in place of a function of evalscope's, for as long as it judges."""
+    stock = getattr(module, name)
+    setattr(module, name, ours)
+    try:
+        yield
+    finally:
+        setattr(module, name, stock)
+
+
+@contextlib.contextmanager
 def _fallbacks_noted() -> Iterator[set[str]]:
     """The replies in which evalscope's parsers of choices find no answer as asked for and take the last capital letter."""
     stock, seen = multi_choices._fallback_parse_answer, set[str]()
@@ -244,22 +258,8 @@ def _fallbacks_noted() -> Iterator[set[str]]:
         seen.add(completion)
         return stock(completion, allowed_options)
 
-    multi_choices._fallback_parse_answer = noted
-    try:
+    with _swapped(multi_choices, "_fallback_parse_answer", noted):
         yield seen
-    finally:
-        multi_choices._fallback_parse_answer = stock
-
-
-@contextlib.contextmanager
-def _code_judged_by(judge: CodeJudge) -> Iterator[None]:
-    """evalscope's humaneval asks our sandbox, and never runs a program itself, with the flag or without."""
-    stock = humaneval.check_correctness
-    humaneval.check_correctness = judge.check_correctness
-    try:
-        yield
-    finally:
-        humaneval.check_correctness = stock
 
 
 def _run(config: TaskConfig, where: str) -> None:
@@ -281,8 +281,10 @@ def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[
         work, coding = Path(folder), CodeJudge(wanted.context, wanted.task)
         if wanted.settings.runs_code and wanted.context.sandbox is not None:
             coding.run([q.problem for q in questions], [api.answer(q.messages).text for q in questions])
+        # evalscope's humaneval asks our sandbox, and never runs a program itself, with the flag or without
+        ours = _swapped(humaneval, "check_correctness", coding.check_correctness)
         step = wanted.context.reporter.step(f"evalscope judges {wanted.task}")
-        with step, warm_child(mathematics), _code_judged_by(coding), _fallbacks_noted() as fell_back:
+        with step, warm_child(mathematics), ours, _fallbacks_noted() as fell_back:
             _run(_config(wanted, api, work), wanted.where)
         reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
     readers = wanted.settings.readers()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Interval, MinLen
@@ -30,7 +30,7 @@ class Generation(RungSettings):
     """How evalscope asks a task. Always a chat request."""
 
     rung: ClassVar[str] = GENERATION
-    stock: ClassVar[tuple[str, ...]] = ("evalscope", "subset", "num_fewshot")
+    stock: ClassVar[tuple[str, ...]] = ("evalscope", "subset", "num_fewshot", "extra_params")
     flat: ClassVar[tuple[str, ...]] = (
         *RungSettings.flat, "extract", "extractors", "max_new_tokens", "stop", "seeds", "temperature", "top_p", "top_k",
     )  # fmt: skip
@@ -41,6 +41,8 @@ class Generation(RungSettings):
     subset: str = ""
     """The one subset to run; empty for the benchmark's default list."""
     num_fewshot: Annotated[int, Interval(ge=0, le=1000)] = 0
+    extra_params: dict[str, Any] = field(default_factory=dict)
+    """evalscope's `extra_params` of the benchmark: `{multiple_correct: true}`."""
     max_new_tokens: Annotated[int, Interval(ge=1, le=1_000_000)]
     """Token budget of a reply."""
     stop: tuple[str, ...] = ()
@@ -84,7 +86,7 @@ class Generation(RungSettings):
         return f"{judged}, {self.num_fewshot}-shot, {budget}, temperature {self.temperature:g}"
 
     def metrics(self, task: TaskSpec, suite: Suite) -> tuple[str, ...]:
-        if task.items is not None:
+        if task.items_on(self.rung) is not None:
             return (EXACT_MATCH,)
         where, door = f"task {task.name!r}, {self.rung}", "perplexity_lies.protocols.evalscope_door:benchmark_metrics"
         found: tuple[str, ...] = from_table(door, f"the rung {self.rung!r} cannot be asked", "eval")(self, where)

@@ -137,6 +137,7 @@ def decide(comparison: Comparison, margin_pp: float, *, student: int = 1, rung: 
     )
     outcome, reason = _verdict(comparison, tasks, overall, few, margin_pp, rung)
     label, reason = comparison.sides[student].label, reason + _fallbacks(comparison, rung, student)
+    reason += f"; PARTIAL: {comparison.partial_why}" if comparison.partial else ""
     return Verdict(student=label, outcome=outcome, reason=reason, margin_pp=margin_pp, rows=(*tasks, overall))
 
 
