@@ -282,9 +282,9 @@ def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[
         if wanted.settings.runs_code and wanted.context.sandbox is not None:
             coding.run([q.problem for q in questions], [api.answer(q.messages).text for q in questions])
         # evalscope's humaneval asks our sandbox, and never runs a program itself, with the flag or without
-        ours = _swapped(humaneval, "check_correctness", coding.check_correctness)
+        shut_in = _swapped(humaneval, "check_correctness", coding.check_correctness)
         step = wanted.context.reporter.step(f"evalscope judges {wanted.task}")
-        with step, warm_child(mathematics), ours, _fallbacks_noted() as fell_back:
+        with step, warm_child(mathematics), shut_in, _fallbacks_noted() as fell_back:
             _run(_config(wanted, api, work), wanted.where)
         reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
     readers = wanted.settings.readers()
