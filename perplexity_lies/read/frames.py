@@ -50,7 +50,9 @@ def gap_lines(rows: Sequence[TaskRow], students: Sequence[Side]) -> Iterator[dic
                 for contrast in CONTRASTS:
                     estimate = row.contrast(contrast.name, i)
                     column = contrast.name.replace(" ", "_")
-                    line |= _columns(f"{column}_pp", estimate) | {f"{column}_n": estimate.n if estimate else 0}
+                    line |= _columns(f"{column}_pp", estimate)
+                    line |= {f"{column}_n": estimate.n if estimate else 0}
+                    line |= {f"{column}_method": estimate.method if estimate else None}
                 yield line
 
 

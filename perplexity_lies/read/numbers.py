@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from perplexity_lies.checked import Checked
 from perplexity_lies.read.stats.estimate import Estimate
+from perplexity_lies.read.stats.regimes import Clusters
 from perplexity_lies.record.manifest import Manifest
 from perplexity_lies.record.records import Status
 from perplexity_lies.rungs import in_order
@@ -134,7 +135,7 @@ class Caution(Checked):
     """Something to know before a number is believed."""
 
     kind: str
-    """`saturated`, `chance`, `coverage`, `truncation`, `few items`, `few clusters`, `settings`, `seeds` ..."""
+    """`saturated`, `chance`, `coverage`, `truncation`, `few items`, `no interval`, `settings`, `seeds` ..."""
     task: str
     """Empty where it concerns the whole comparison."""
     text: str
@@ -169,12 +170,12 @@ class TaskItems(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bootstrap(Checked):
-    """How the intervals were made."""
+class Intervals(Checked):
+    """How the intervals were made; which method is in each row, by name."""
 
-    resamples: int
     confidence: float
-    seed: int
+    clusters: dict[str, Clusters]
+    """Task -> what its subjects are, for tasks with several."""
 
 
 class GuardFailure(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,20 @@ from statistics import fmean
 
 import numpy as np
 
-from perplexity_lies.read.numbers import OVERALL, Bootstrap, RungRow, SideScore, TaskRow, Unpaired
+from perplexity_lies.read.numbers import OVERALL, RungRow, SideScore, TaskRow, Unpaired
 from perplexity_lies.read.pairing import Paired, Records, Seen, both, pair, read_by
-from perplexity_lies.read.stats.bootstrap import CONTRAST_WEIGHTS, GAP_WEIGHTS, Floats, Stratum, estimate, resample
+from perplexity_lies.read.stats.moments import Floats
 from perplexity_lies.read.stats.paired import flips, mcnemar_p
+from perplexity_lies.read.stats.regimes import (
+    BENCHMARK,
+    CONTRAST_WEIGHTS,
+    GAP_WEIGHTS,
+    SAMPLE,
+    Clusters,
+    Stratum,
+    estimate,
+    stratum,
+)
 from perplexity_lies.record.manifest import RungFacts, TaskFacts
 from perplexity_lies.record.records import Status
 from perplexity_lies.rungs import CONTRASTS, RUNGS
@@ -41,21 +50,23 @@ class TaskNumbers:
     samples: dict[str, Sample]
     contrasts: dict[str, list[Stratum]]
     """Contrast -> stratum by student."""
+    clusters: Clusters
 
 
-def _strata(task: str, scores: Floats, subjects: Sequence[str], sides: int, bootstrap: Bootstrap) -> list[Stratum]:
-    """By student: resamples of its pair with the baseline. The seed is the task's own: another task moves no interval.
+def _clusters(facts: TaskFacts, asked: Clusters | None) -> Clusters:
+    """What a task's subjects are: as asked, or as the suite says on any rung."""
+    said = {rung.settings.get("clusters", SAMPLE) for rung in facts.rungs.values()}
+    return asked or (BENCHMARK if BENCHMARK in said else SAMPLE)
 
-    `scores` [n, k * sides] holds k rungs' scores, each of all sides.
-    """
-    own = int.from_bytes(hashlib.sha256(task.encode("utf-8", "surrogatepass")).digest()[:4], "big")
+
+def _strata(scores: Floats, subjects: Sequence[str], sides: int, clusters: Clusters) -> list[Stratum]:
+    """By student: its pair with the baseline. `scores` [n, k * sides] holds k rungs' scores, each of all sides."""
     rungs = range(scores.shape[1] // sides)
     return [
-        resample(
+        stratum(
             scores[:, [column for rung in rungs for column in (rung * sides, rung * sides + student)]],
             subjects,
-            seed=(bootstrap.seed, own),
-            resamples=bootstrap.resamples,
+            clusters,
         )
         for student in range(1, sides)
     ]
@@ -68,7 +79,7 @@ def _side_scores(sample: Sample, extractor: str | None = None) -> tuple[SideScor
         read = [seen.headline if extractor is None else seen.readings.get(extractor, seen.headline) for seen in records]
         statuses = Counter(reading.status for reading in read)
         strata = sample.strata[max(0, side - 1)]
-        scores = np.vstack([stratum.cells for stratum in strata])
+        scores = np.vstack([one.cells for one in strata])
         gained, lost = flips(scores[:, 0], scores[:, 1]) if side else (0, 0)
         found.append(
             SideScore(
@@ -102,7 +113,7 @@ def _rung_row(rung: str, facts: RungFacts, sample: Sample) -> RungRow:
     )
 
 
-def _other_readings(row: RungRow, task: str, paired: Paired, sides: Sequence[Records], bootstrap: Bootstrap) -> RungRow:
+def _other_readings(row: RungRow, task: str, paired: Paired, sides: Sequence[Records], clusters: Clusters) -> RungRow:
     """The row with what other extractors read in the same replies, where they read them on every side."""
     by_item = [records.get((task, row.rung), {}) for records in sides]
     every = [[seen for item in records.values() for seen in item] for records in by_item]
@@ -111,16 +122,17 @@ def _other_readings(row: RungRow, task: str, paired: Paired, sides: Sequence[Rec
     for name in sorted(names):
         again = read_by(paired, name, by_item)
         if again.items:
-            strata = _strata(task, again.scores, again.subjects, len(sides), bootstrap)
-            found[name] = _side_scores(Sample([[stratum] for stratum in strata], every), name)
+            strata = _strata(again.scores, again.subjects, len(sides), clusters)
+            found[name] = _side_scores(Sample([[one] for one in strata], every), name)
     return dataclasses.replace(row, readings=found)
 
 
 def task_numbers(
-    facts: TaskFacts, sides: Sequence[Records], labels: Sequence[str], bootstrap: Bootstrap
+    facts: TaskFacts, sides: Sequence[Records], labels: Sequence[str], asked: Clusters | None
 ) -> tuple[TaskNumbers, dict[str, Paired], list[Unpaired]]:
-    """A task's numbers, its pairs by rung, and what did not pair."""
+    """A task's numbers, its pairs by rung, and what did not pair. `asked` overrules what the suite says of subjects."""
     task, unpaired = facts.name, list[Unpaired]()
+    clusters = _clusters(facts, asked)
     there = [rung for rung in RUNGS if any((task, rung) in records for records in sides)]
     pairs: dict[str, Paired] = {}
     rows: dict[str, RungRow] = {}
@@ -130,29 +142,28 @@ def task_numbers(
         unpaired += left
         if not pairs[rung].items:
             continue
-        strata = _strata(task, pairs[rung].scores, pairs[rung].subjects, len(sides), bootstrap)
+        strata = _strata(pairs[rung].scores, pairs[rung].subjects, len(sides), clusters)
         every = [[seen for item in records.get((task, rung), {}).values() for seen in item] for records in sides]
-        samples[rung] = Sample([[stratum] for stratum in strata], every)
+        samples[rung] = Sample([[one] for one in strata], every)
         row = _rung_row(rung, facts.rungs.get(rung, RungFacts()), samples[rung])
-        rows[rung] = _other_readings(row, task, pairs[rung], sides, bootstrap)
+        rows[rung] = _other_readings(row, task, pairs[rung], sides, clusters)
     strata_of: dict[str, list[Stratum]] = {}
     for contrast in CONTRASTS:
         if contrast.of in there and contrast.minus in there:
             common, alone = both(contrast, pairs)
             unpaired += [Unpaired(task=task, what=contrast.name, reason=reason, items=items) for reason, items in alone]
             if common.items:
-                strata_of[contrast.name] = _strata(task, common.scores, common.subjects, len(sides), bootstrap)
+                strata_of[contrast.name] = _strata(common.scores, common.subjects, len(sides), clusters)
     whole = TaskRow(
         task=task,
         title=facts.title,
         subjects=max((len(set(paired.subjects)) for paired in pairs.values()), default=0),
         rungs=rows,
         contrasts={
-            name: (None, *(estimate([stratum], CONTRAST_WEIGHTS) for stratum in strata))
-            for name, strata in strata_of.items()
+            name: (None, *(estimate([one], CONTRAST_WEIGHTS) for one in strata)) for name, strata in strata_of.items()
         },
     )
-    return TaskNumbers(whole, samples, strata_of), pairs, unpaired
+    return TaskNumbers(whole, samples, strata_of, clusters), pairs, unpaired
 
 
 def overall_tasks(tasks: Sequence[TaskNumbers]) -> list[TaskNumbers]:
@@ -176,7 +187,7 @@ def overall_row(tasks: Sequence[TaskNumbers], sides: int) -> TaskRow | None:
         chances = [task.row.rungs[rung].chance for task in having]
         known = [chance for chance in chances if chance is not None]
         sample = Sample(
-            [[stratum for task in having for stratum in task.samples[rung].strata[i]] for i in range(sides - 1)],
+            [[one for task in having for one in task.samples[rung].strata[i]] for i in range(sides - 1)],
             [[seen for task in having for seen in task.samples[rung].records[i]] for i in range(sides)],
         )
         rows[rung] = _rung_row(rung, RungFacts(chance=fmean(known) if len(known) == len(chances) else None), sample)

@@ -6,7 +6,6 @@ import html
 from collections.abc import Sequence
 
 from perplexity_lies.read.numbers import GuardFailure, Side, TaskRow
-from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE
 from perplexity_lies.read.stats.estimate import Estimate
 from perplexity_lies.rungs import HIDDEN_GAP, RUNGS
 
@@ -79,8 +78,8 @@ def _standing(gap_pp: float, whom: str) -> str:
 
 def _hidden_sentence(found: Estimate, loglikelihood_gap_pp: float) -> str:
     if found.low is None or found.high is None:
-        return f"The difference, {signed(found.value)} pp, rests on too few items for an interval."
-    if found.method == RULE_OF_THREE and found.value == 0:
+        return f"The difference, {signed(found.value)} pp, has no interval: {found.why}."
+    if found.bounded and found.value == 0:
         return (
             f"The two gaps agree on all {found.n} items; a hidden gap of up to {found.high:.1f} pp cannot be excluded."
         )

@@ -20,14 +20,23 @@ class Estimate(Checked):
 
     value: float
     low: float | None
-    """None where fewer than two units were seen: there is no interval then."""
+    """None where the regime has no interval; `why` says so."""
     high: float | None
     n: int
     """Items."""
     units: int
-    """What was resampled: items, or clusters where there are several."""
+    """What was drawn: items, or clusters where those are a sample."""
+    apart: int
+    """Items off the commonest value: for a gap those on which the sides disagree, as a rule. 0: the interval is a bound."""
     method: str
-    """The estimator's name: `bootstrap`, `cluster bootstrap`, `rule of three` or `none`."""
+    """The estimator's name (`regimes`), such as `Tango score`; `none` where there is no interval."""
+    why: str = ""
+    """Why there is no interval."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether no item stands apart, so that the interval only bounds what n items cannot exclude."""
+        return self.apart == 0 and self.low is not None
 
     @property
     def direction(self) -> int:
