@@ -30,7 +30,7 @@ from perplexity_lies.read.numbers import (
     Unpaired,
 )
 from perplexity_lies.read.pairing import Paired, Records, Seen, mean_score, scan
-from perplexity_lies.read.rows import TaskNumbers, overall_row, overall_tasks, task_numbers
+from perplexity_lies.read.rows import TaskNumbers, adjusted, overall_row, overall_tasks, task_numbers
 from perplexity_lies.read.stats.estimate import CONFIDENCE
 from perplexity_lies.read.stats.regimes import Clusters
 from perplexity_lies.record.manifest import Manifest, TaskFacts
@@ -205,7 +205,7 @@ def compare_runs(*runs: str | Path, clusters: Clusters | None = None) -> Compari
         said = cut_differently(facts.name, pairs, sides, labels)
         cuts += [Caution(kind="cut differently", task=facts.name, text=text) for text in said]
     overall = overall_row(overall_tasks(tasks), len(sides))
-    rows = tuple(task.row for task in tasks)
+    rows = adjusted([task.row for task in tasks], len(sides))
     return Comparison(
         sides=described,
         tasks=rows,

@@ -50,6 +50,9 @@ class SideScore(Checked):
     """Items on which this side scores higher than the baseline."""
     lost: int = 0
     mcnemar_p: float = 1.0
+    holm_p: float | None = None
+    """`mcnemar_p`, adjusted for the tasks of this rung; None in the overall row."""
+    benjamini_hochberg_p: float | None = None
     records: int
     """All records of the run, paired or not: what the shares below are shares of."""
     statuses: dict[Status, int]

@@ -13,6 +13,7 @@ import numpy as np
 from perplexity_lies.read.numbers import OVERALL, RungRow, SideScore, TaskRow, Unpaired
 from perplexity_lies.read.pairing import Paired, Records, Seen, both, pair, read_by
 from perplexity_lies.read.stats.moments import Floats
+from perplexity_lies.read.stats.multiple import benjamini_hochberg, holm
 from perplexity_lies.read.stats.paired import flips, mcnemar_p
 from perplexity_lies.read.stats.regimes import (
     BENCHMARK,
@@ -164,6 +165,20 @@ def task_numbers(
         },
     )
     return TaskNumbers(whole, samples, strata_of, clusters), pairs, unpaired
+
+
+def adjusted(rows: Sequence[TaskRow], sides: int) -> tuple[TaskRow, ...]:
+    """The tasks' rows with their McNemar p-values adjusted for the number of tasks, by rung and student."""
+    found = [dict(row.rungs) for row in rows]
+    for rung in RUNGS:
+        asked = [rungs for rungs in found if rung in rungs]
+        for side in range(1, sides):
+            p_values = [rungs[rung].sides[side].mcnemar_p for rungs in asked]
+            for rungs, *both_p in zip(asked, holm(p_values), benjamini_hochberg(p_values), strict=True):
+                every = list(rungs[rung].sides)
+                every[side] = dataclasses.replace(every[side], holm_p=both_p[0], benjamini_hochberg_p=both_p[1])
+                rungs[rung] = dataclasses.replace(rungs[rung], sides=tuple(every))
+    return tuple(dataclasses.replace(row, rungs=rungs) for row, rungs in zip(rows, found, strict=True))
 
 
 def overall_tasks(tasks: Sequence[TaskNumbers]) -> list[TaskNumbers]:
