@@ -18,7 +18,7 @@ from perplexity_lies.errors import printable
 from perplexity_lies.read.comparison import Comparison
 from perplexity_lies.read.numbers import Caution, RungRow, TaskRow
 from perplexity_lies.read.stats.estimate import Estimate
-from perplexity_lies.read.wording import interval, signed
+from perplexity_lies.read.wording import interval, kept_said, signed
 from perplexity_lies.rungs import CONTRASTS, RUNGS
 from reports.naming import contest, estimates, letters, methods_said, one_sided, rungs_of
 
@@ -157,6 +157,10 @@ def _notes(comparison: Comparison) -> Iterator[RenderableType]:
     if any(found.bounded for row in comparison.rows for found in estimates(row)):
         yield Text("* no item differs: the bound is what n items cannot exclude", style="dim")
     yield Text(printable(f"intervals: {methods_said(comparison)}"), style="dim")
+    for side, letter in list(enumerate(letters(comparison)))[1:] if comparison.overall else []:
+        assert comparison.overall is not None
+        kept = f"overall, {letter} keeps of T's score above chance, %: {kept_said(comparison.overall, side)}"
+        yield Text(printable(kept), style="dim")
     yield from (Text(printable(line)) for line in _other_readings(comparison))
     by_kind: dict[str, list[Caution]] = {}
     for caution in comparison.cautions:

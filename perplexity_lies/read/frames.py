@@ -44,6 +44,7 @@ def gap_lines(rows: Sequence[TaskRow], students: Sequence[Side]) -> Iterator[dic
                     line |= _columns(name, side.score)
                 gap = sides["student"].gap
                 line |= _columns("gap_pp", gap) | {"method": gap.method if gap else None}
+                line |= _columns("retention", sides["student"].retention)
                 line |= {name: getattr(sides["student"], name) for name in FLIPS}
                 line["detectable_pp"] = detectable(gap) if gap else None
                 for name, side in sides.items():

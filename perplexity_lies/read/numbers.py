@@ -46,6 +46,9 @@ class SideScore(Checked):
     """Percent, over the paired items."""
     gap: Estimate | None = None
     """Percentage points, this side minus the baseline; None for the baseline."""
+    retention: Estimate | None = None
+    """Percent of the baseline's score above chance that this side keeps. None for the baseline, where the baseline is not above
+    chance, and where answers are ranked and chance is not known."""
     gained: int = 0
     """Items on which this side scores higher than the baseline."""
     lost: int = 0

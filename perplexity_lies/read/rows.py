@@ -25,6 +25,7 @@ from perplexity_lies.read.stats.regimes import (
     estimate,
     stratum,
 )
+from perplexity_lies.read.stats.retention import retention
 from perplexity_lies.record.manifest import RungFacts, TaskFacts
 from perplexity_lies.record.records import Status
 from perplexity_lies.rungs import CONTRASTS, RUNGS
@@ -41,6 +42,8 @@ class Sample:
     """By student, then by task."""
     records: list[list[Seen]]
     """By side: all records, paired or not."""
+    chances: list[float]
+    """By task: the score of guessing; empty where that of one is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ def _side_scores(sample: Sample, extractor: str | None = None) -> tuple[SideScor
             SideScore(
                 score=estimate(strata, STUDENT_WEIGHTS if side else BASELINE_WEIGHTS),
                 gap=estimate(strata, GAP_WEIGHTS) if side else None,
+                retention=retention(strata, sample.chances) if side and sample.chances else None,
                 gained=gained,
                 lost=lost,
                 mcnemar_p=mcnemar_p(gained, lost),
@@ -101,6 +105,11 @@ def _side_scores(sample: Sample, extractor: str | None = None) -> tuple[SideScor
             )
         )
     return tuple(found)
+
+
+def _chances(rung: str, chance: float | None) -> list[float]:
+    """A reply is taken to have no chance where the suite states none; a ranking's is then not known."""
+    return [chance or 0.0] if RUNGS[rung].replies or chance is not None else []
 
 
 def _rung_row(rung: str, facts: RungFacts, sample: Sample) -> RungRow:
@@ -124,7 +133,7 @@ def _other_readings(row: RungRow, task: str, paired: Paired, sides: Sequence[Rec
         again = read_by(paired, name, by_item)
         if again.items:
             strata = _strata(again.scores, again.subjects, len(sides), clusters)
-            found[name] = _side_scores(Sample([[one] for one in strata], every), name)
+            found[name] = _side_scores(Sample([[one] for one in strata], every, _chances(row.rung, row.chance)), name)
     return dataclasses.replace(row, readings=found)
 
 
@@ -145,9 +154,9 @@ def task_numbers(
             continue
         strata = _strata(pairs[rung].scores, pairs[rung].subjects, len(sides), clusters)
         every = [[seen for item in records.get((task, rung), {}).values() for seen in item] for records in sides]
-        samples[rung] = Sample([[one] for one in strata], every)
-        row = _rung_row(rung, facts.rungs.get(rung, RungFacts()), samples[rung])
-        rows[rung] = _other_readings(row, task, pairs[rung], sides, clusters)
+        asked_as = facts.rungs.get(rung, RungFacts())
+        samples[rung] = Sample([[one] for one in strata], every, _chances(rung, asked_as.chance))
+        rows[rung] = _other_readings(_rung_row(rung, asked_as, samples[rung]), task, pairs[rung], sides, clusters)
     strata_of: dict[str, list[Stratum]] = {}
     for contrast in CONTRASTS:
         if contrast.of in there and contrast.minus in there:
@@ -201,9 +210,11 @@ def overall_row(tasks: Sequence[TaskNumbers], sides: int) -> TaskRow | None:
         having = [task for task in tasks if rung in task.samples]
         chances = [task.row.rungs[rung].chance for task in having]
         known = [chance for chance in chances if chance is not None]
+        guessed = [chance for task in having for chance in task.samples[rung].chances]
         sample = Sample(
             [[one for task in having for one in task.samples[rung].strata[i]] for i in range(sides - 1)],
             [[seen for task in having for seen in task.samples[rung].records[i]] for i in range(sides)],
+            guessed if len(guessed) == len(having) else [],
         )
         rows[rung] = _rung_row(rung, RungFacts(chance=fmean(known) if len(known) == len(chances) else None), sample)
     contrasts = {

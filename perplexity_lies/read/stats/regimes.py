@@ -101,7 +101,7 @@ def estimate(strata: Sequence[Stratum], contrast: Sequence[float]) -> Estimate:
     weights = np.asarray(contrast, dtype=np.float64)
     values = [one.cells @ weights for one in strata]
     value = math.fsum(float(column.mean()) for column in values) / len(strata)
-    why = next((why for one in strata if (why := _why_none(one))), "")
+    why = next((why for one in strata if (why := why_none(one))), "")
     low = high = None
     method = NO_INTERVAL
     if not why:
@@ -118,18 +118,19 @@ def estimate(strata: Sequence[Stratum], contrast: Sequence[float]) -> Estimate:
         high=high,
         n=sum(len(one.cells) for one in strata),
         units=sum(one.units for one in strata),
-        apart=sum(_apart(column) for column in values),
+        apart=sum(apart(column) for column in values),
         method=method,
         why=why,
     )
 
 
-def _apart(values: Floats) -> int:
+def apart(values: Floats) -> int:
     """Items off the commonest value: those on which the sides disagree, as a rule."""
     return len(values) - int(np.unique(values.round(9), return_counts=True)[1].max())
 
 
-def _why_none(one: Stratum) -> str:
+def why_none(one: Stratum) -> str:
+    """Why its regime has no interval; empty where it has one."""
     if len(one.cells) < 2:
         return "a single item has no spread"
     if one.sampled and one.units < FEWEST_CLUSTERS:
@@ -143,8 +144,8 @@ def _t_interval(found: Moments) -> tuple[float, float]:
 
 
 def _of_task(one: Stratum, values: Floats, weights: Floats) -> tuple[float, float, str]:
-    apart = _apart(values)
-    strata_tell = one.member is not None and apart >= ENOUGH_APART
+    off = apart(values)
+    strata_tell = one.member is not None and off >= ENOUGH_APART
     if not (one.sampled or strata_tell) and np.isin(one.cells, (0.0, 1.0)).all():
         if tuple(weights) == GAP_WEIGHTS:
             return *tango(int((values > 0).sum()), int((values < 0).sum()), len(values)), TANGO
@@ -156,16 +157,16 @@ def _of_task(one: Stratum, values: Floats, weights: Floats) -> tuple[float, floa
 
 def _moments(one: Stratum, values: Floats, weights: Floats) -> tuple[Moments, str]:
     ends = (0.0, 1.0) if np.count_nonzero(weights) == 1 else (-1.0, 1.0)
-    apart = _apart(values)
+    off = apart(values)
     if one.member is not None and one.sampled:
-        if apart == 0:
+        if off == 0:
             # Whole clusters may have been missed: each counts as one item.
             return with_pseudo_items(np.full(one.units, values[0]), ends), PSEUDO_CLUSTERS
-        if apart < ENOUGH_APART:
+        if off < ENOUGH_APART:
             member = np.concatenate([one.member, [one.units, one.units + 1]])
             return of_clusters(np.concatenate([values, ends]), member), PSEUDO_ITEMS
         return of_clusters(values, one.member), CR2
-    if apart < ENOUGH_APART:
+    if off < ENOUGH_APART:
         return with_pseudo_items(values, ends), PSEUDO_ITEMS
     if one.member is not None:
         return of_strata(values, one.member), STRATIFIED
