@@ -23,7 +23,6 @@ import plotly.offline
 
 from perplexity_lies.files import write_whole
 from perplexity_lies.read.comparison import Comparison
-from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE
 from perplexity_lies.read.wording import interval, signed
 from perplexity_lies.rungs import CONTRASTS, RUNGS
 from perplexity_lies.templates import pages
@@ -110,7 +109,6 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {
         "CONTRASTS": CONTRASTS,
         "RUNGS": RUNGS,
-        "RULE_OF_THREE": RULE_OF_THREE,
         "absent": naming.absent,
         "one_sided": naming.one_sided,
     }
@@ -138,7 +136,8 @@ def render(comparison: Comparison, folder: Path | None = None, page_bytes: int =
         "comparison": comparison,
         "rungs": naming.rungs_of(comparison),
         "letters": naming.letters(comparison),
-        "bounded": any(found.method == RULE_OF_THREE for row in comparison.rows for found in naming.estimates(row)),
+        "methods": naming.methods_said(comparison),
+        "bounded": any(found.bounded for row in comparison.rows for found in naming.estimates(row)),
     }
     sections = [
         environment.get_template(f"section-{section.name}.html.j2").render(

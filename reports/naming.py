@@ -7,6 +7,9 @@ from perplexity_lies.read.numbers import TaskRow
 from perplexity_lies.read.stats.estimate import Estimate
 from perplexity_lies.rungs import RUNGS, Rung
 
+MOST_NAMED = 6
+"""Tasks listed beside a method."""
+
 
 def letters(comparison: Comparison) -> list[str]:
     """One a side, baseline first: `T, S`, or `T, S1, S2` where there are several students."""
@@ -32,6 +35,31 @@ def estimates(row: TaskRow) -> list[Estimate]:
     """The gaps and contrasts of a row, of all students."""
     gaps = [side.gap for found in row.rungs.values() for side in found.sides]
     return [found for found in (*gaps, *(each for sides in row.contrasts.values() for each in sides)) if found]
+
+
+def methods_said(comparison: Comparison) -> str:
+    """Which interval stands where: `gap: Tango score (arith, recall), ...; hidden gap: t (arith), ...`."""
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for row in comparison.rows:
+        gaps = [side.gap for found in row.rungs.values() for side in found.sides]
+        for kind, found in (("gap", gaps), *row.contrasts.items()):
+            for one in found:
+                if one:
+                    named = f"none, {one.why}" if one.why else one.method
+                    kinds.setdefault(kind, {}).setdefault(named, []).append(row.task)
+    said = []
+    for kind, methods in kinds.items():
+        listed = [f"{method} ({_some(list(dict.fromkeys(tasks)))})" for method, tasks in methods.items()]
+        said.append(f"{kind}: {', '.join(listed)}")
+    return "; ".join(said)
+
+
+def _some(tasks: list[str]) -> str:
+    return (
+        ", ".join(tasks)
+        if len(tasks) <= MOST_NAMED
+        else f"{', '.join(tasks[:MOST_NAMED])} and {len(tasks) - MOST_NAMED} more"
+    )
 
 
 def _asked(comparison: Comparison, row: TaskRow) -> set[str]:

@@ -17,11 +17,10 @@ from rich.text import Text
 from perplexity_lies.errors import printable
 from perplexity_lies.read.comparison import Comparison
 from perplexity_lies.read.numbers import Caution, RungRow, TaskRow
-from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE
 from perplexity_lies.read.stats.estimate import Estimate
-from perplexity_lies.read.wording import interval, signed
+from perplexity_lies.read.wording import interval, kept_said, signed
 from perplexity_lies.rungs import CONTRASTS, RUNGS
-from reports.naming import contest, estimates, letters, one_sided, rungs_of
+from reports.naming import contest, estimates, letters, methods_said, one_sided, rungs_of
 
 TASK_COLUMNS = 20
 """Longer names fold."""
@@ -39,7 +38,7 @@ def _n(row: TaskRow) -> str:
 
 
 def _bounds(found: Estimate) -> str:
-    return interval(found) + ("*" if found.method == RULE_OF_THREE else "")
+    return interval(found) + ("*" if found.bounded else "")
 
 
 def _style(found: Estimate) -> str:
@@ -155,8 +154,13 @@ def _notes(comparison: Comparison) -> Iterator[RenderableType]:
     key = ", ".join(f"{letter} {side.label}" for letter, side in sides)
     by_fallback = "; fallback: found, though not in the form that was asked for" if _fell_back(comparison) else ""
     yield Text(f"{key}; answered: an answer was found{by_fallback}; cut: the reply hit its budget", style="dim")
-    if any(found.method == RULE_OF_THREE for row in comparison.rows for found in estimates(row)):
-        yield Text("* no two items differ: the bound is what n items cannot exclude (rule of three)", style="dim")
+    if any(found.bounded for row in comparison.rows for found in estimates(row)):
+        yield Text("* no item differs: the bound is what n items cannot exclude", style="dim")
+    yield Text(printable(f"intervals: {methods_said(comparison)}"), style="dim")
+    for side, letter in list(enumerate(letters(comparison)))[1:] if comparison.overall else []:
+        assert comparison.overall is not None
+        kept = f"overall, {letter} keeps of T's score above chance, %: {kept_said(comparison.overall, side)}"
+        yield Text(printable(kept), style="dim")
     yield from (Text(printable(line)) for line in _other_readings(comparison))
     by_kind: dict[str, list[Caution]] = {}
     for caution in comparison.cautions:

@@ -19,7 +19,7 @@ VIOLATIONS = {
     "floors": ("perplexity_lies/catalogue/suite.py", "def f():\n    from perplexity_lies.engines import base"),
     "distill-floors": ("distill/data/encode.py", "import distill.pipeline"),
     "suites-alone": ("suites/__init__.py", "import perplexity_lies.record.records"),
-    "guests-by-name": ("perplexity_lies/read/stats/bootstrap.py", "def f():\n    import distill"),
+    "guests-by-name": ("perplexity_lies/read/stats/moments.py", "def f():\n    import distill"),
     "guests-apart": ("reports/terminal.py", "import distill"),
     "wings": ("perplexity_lies/read/gate.py", "from perplexity_lies import checkpoint"),
     "read-wing-light": ("reports/terminal.py", "def f():\n    from transformers import AutoTokenizer"),
@@ -29,7 +29,7 @@ VIOLATIONS = {
     "vllm-door": ("perplexity_lies/engines/torch.py", "import vllm"),
     "fla-door": ("distill/__init__.py", "import fla"),
     "no-circles": ("perplexity_lies/errors.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
-                   "    import perplexity_lies.read.stats.bootstrap\n    import perplexity_lies.read.compare"),
+                   "    import perplexity_lies.read.stats.regimes\n    import perplexity_lies.read.compare"),
 }  # fmt: skip
 """Contract -> a file and what, written at its end, breaks the contract. Imports in functions and for types count."""
 

@@ -19,7 +19,7 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 sys.path[:0] = sys.argv[1:3]
-for name in ("errors", "record.records", "record.store", "read.stats.bootstrap", "read.comparison", "read.pairing",
+for name in ("errors", "record.records", "record.store", "read.stats.regimes", "read.comparison", "read.pairing",
              "read.cautions", "read.compare", "read.texts", "read.gate"):
     importlib.import_module(f"perplexity_lies.{name}")
 assert "pandas" not in sys.modules, "pandas is imported before a frame is asked for"
@@ -33,11 +33,11 @@ from perplexity_lies.read.gate import decide
 from reports import html, terminal
 
 folder = Path(sys.argv[3])
-comparison = compare_runs(*handmade.demo_pair(folder, items=8), resamples=200)
+comparison = compare_runs(*handmade.demo_pair(folder, items=40))
 comparison = load_comparison(comparison.write(folder / "comparison.json"))
 Console(width=100).print(terminal.render(comparison))
 html.write(comparison, folder / "report.html")
-assert len(comparison.gaps) == 12 and len(comparison.items) == 40
+assert len(comparison.gaps) == 12 and len(comparison.items) == 200
 print("verdict", decide(comparison, 3.0).outcome)
 assert not BLOCKED & {name.partition(".")[0] for name in sys.modules}
 """

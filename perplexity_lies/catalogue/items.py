@@ -37,7 +37,7 @@ class Item(Checked):
     target: str
     """What a reply is judged against."""
     subject: str = ""
-    """Cluster for the bootstrap."""
+    """Its cluster, for the intervals."""
 
     def __post_init__(self) -> None:
         if self.id != " ".join(self.id.split()):

@@ -104,7 +104,7 @@ class LibraryItems(ItemSource):
     id: str = ""
     """Jinja template of an item's name over the library's fields; empty for a hash of question and choices."""
     subject: str = ""
-    """Jinja template of the cluster for the bootstrap; empty for none."""
+    """Jinja template of an item's cluster; empty for none."""
 
     @property
     def datasets(self) -> tuple[str, ...]:

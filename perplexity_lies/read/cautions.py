@@ -28,8 +28,6 @@ COVERAGE_FLOOR = 0.95
 TRUNCATION_CEILING = 0.05
 FALLBACK_CEILING = 0.05
 FEW_ITEMS = 100
-FEW_CLUSTERS = 10
-"""Below about this many a cluster bootstrap is too narrow (Cameron, Gelbach & Miller 2008, Rev. Econ. Stat. 90:414)."""
 
 
 def _of_score(task: str, row: RungRow, found: SideScore, label: str) -> Iterator[Caution]:
@@ -76,9 +74,9 @@ def _of_row(row: TaskRow, labels: Sequence[str], overall: TaskRow | None) -> Ite
     counts = {found.n for found in row.rungs.values()}
     if counts and min(counts) < FEW_ITEMS:
         yield Caution(kind="few items", task=row.task, text=f"only {min(counts)} paired items")
-    if 1 < row.subjects < FEW_CLUSTERS:
-        text = f"clustered by only {row.subjects} subjects: the intervals are likely too narrow"
-        yield Caution(kind="few clusters", task=row.task, text=text)
+    without = {side.gap.why for found in row.rungs.values() for side in found.sides[1:] if side.gap and side.gap.why}
+    for why in sorted(without):
+        yield Caution(kind="no interval", task=row.task, text=f"there is no interval: {why}")
     yield from _of_contrasts(row, overall)
     if not row.rungs:
         yield Caution(kind="unpaired", task=row.task, text="no item is paired: the task has no numbers")
@@ -191,6 +189,6 @@ def caution(
     for contrast in CONTRASTS:
         whole = overall.contrast(contrast.name) if overall else None
         if whole and whole.low is None:
-            text = "a task of a single unit leaves the overall row no interval"
-            found.append(Caution(kind="few items", task="", text=text))
+            text = f"the overall row has no interval, since a task has none: {whole.why}"
+            found.append(Caution(kind="no interval", task="", text=text))
     return found

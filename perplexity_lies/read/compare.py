@@ -22,17 +22,17 @@ from perplexity_lies.read.numbers import (
     ABSENT,
     SHORT,
     STATUS_CODES,
-    Bootstrap,
     Caution,
+    Intervals,
     RungItems,
     Side,
     TaskItems,
     Unpaired,
 )
 from perplexity_lies.read.pairing import Paired, Records, Seen, mean_score, scan
-from perplexity_lies.read.rows import TaskNumbers, overall_row, overall_tasks, task_numbers
-from perplexity_lies.read.stats.bootstrap import RESAMPLES
+from perplexity_lies.read.rows import TaskNumbers, adjusted, overall_row, overall_tasks, task_numbers
 from perplexity_lies.read.stats.estimate import CONFIDENCE
+from perplexity_lies.read.stats.regimes import Clusters
 from perplexity_lies.record.manifest import Manifest, TaskFacts
 from perplexity_lies.record.records import Status
 from perplexity_lies.record.store import Run, open_run
@@ -169,11 +169,13 @@ def labels_of(students: int) -> tuple[str, ...]:
     return ("teacher", *(["student"] if students == 1 else [f"student {i}" for i in range(1, students + 1)]))
 
 
-def compare_runs(*runs: str | Path, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
+def compare_runs(*runs: str | Path, clusters: Clusters | None = None) -> Comparison:
     """Compare the run of a baseline (first) with the runs of one or more students on the same suite.
 
-    `seed` and `resamples` are the bootstrap's. Raises UsageError for fewer than two runs, where a run is incomplete, or
-    where suite, limit or dtype differ, so that a difference would not be the checkpoints' own.
+    `clusters`: whether a task's subjects are a `sample` of more such, so that intervals are clustered by them, or the
+    `benchmark` itself, so that they are stratified; None takes what the suite says of each task (`sample` where it is
+    silent). Raises UsageError for fewer than two runs, where a run is incomplete, or where suite, limit or dtype differ,
+    so that a difference would not be the checkpoints' own.
     """
     if len(runs) < 2:
         raise UsageError(
@@ -188,14 +190,13 @@ def compare_runs(*runs: str | Path, seed: int = 0, resamples: int = RESAMPLES) -
     labels = labels_of(len(opened) - 1)
     sides = [scan(run) for run in opened]
     described = tuple(_side(run, label) for run, label in zip(opened, labels, strict=True))
-    bootstrap = Bootstrap(resamples=resamples, confidence=CONFIDENCE, seed=seed)
     tasks: list[TaskNumbers] = []
     unpaired: list[Unpaired] = []
     items: list[TaskItems] = []
     seeds: list[str] = []
     cuts: list[Caution] = []
     for facts in _tasks(opened, sides):
-        task, pairs, left = task_numbers(facts, sides, labels, bootstrap)
+        task, pairs, left = task_numbers(facts, sides, labels, clusters)
         tasks.append(task)
         unpaired += left
         items.append(_items(facts.name, pairs, sides))
@@ -204,7 +205,7 @@ def compare_runs(*runs: str | Path, seed: int = 0, resamples: int = RESAMPLES) -
         said = cut_differently(facts.name, pairs, sides, labels)
         cuts += [Caution(kind="cut differently", task=facts.name, text=text) for text in said]
     overall = overall_row(overall_tasks(tasks), len(sides))
-    rows = tuple(task.row for task in tasks)
+    rows = adjusted([task.row for task in tasks], len(sides))
     return Comparison(
         sides=described,
         tasks=rows,
@@ -212,7 +213,9 @@ def compare_runs(*runs: str | Path, seed: int = 0, resamples: int = RESAMPLES) -
         items_of=tuple(items),
         unpaired=tuple(unpaired),
         cautions=(*caution(described, rows, overall, items, unpaired, seeds), *cuts),
-        bootstrap=bootstrap,
+        intervals=Intervals(
+            confidence=CONFIDENCE, clusters={task.row.task: task.clusters for task in tasks if task.row.subjects > 1}
+        ),
     )
 
 

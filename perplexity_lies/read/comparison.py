@@ -23,9 +23,9 @@ from perplexity_lies.errors import UsageError
 from perplexity_lies.files import read_json, write_whole
 from perplexity_lies.read.frames import gap_lines, item_lines, pandas_frame, reply_lines
 from perplexity_lies.read.numbers import (
-    Bootstrap,
     Caution,
     GuardFailure,
+    Intervals,
     Side,
     TaskItems,
     TaskRow,
@@ -38,14 +38,15 @@ from perplexity_lies.read.wording import headline, notebook
 if TYPE_CHECKING:
     import pandas
 
-COMPARISON_FORMAT = 2
+COMPARISON_FORMAT = 3
+"""Format 2 had bootstrap intervals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison(Checked):
     """A baseline and its students. Made by `compare.compare_runs`, or read by `load_comparison`."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     sides: tuple[Side, ...]
     """The baseline first; two or more."""
     tasks: tuple[TaskRow, ...]
@@ -54,7 +55,7 @@ class Comparison(Checked):
     items_of: tuple[TaskItems, ...]
     unpaired: tuple[Unpaired, ...]
     cautions: tuple[Caution, ...]
-    bootstrap: Bootstrap
+    intervals: Intervals
 
     @property
     def baseline(self) -> Side:

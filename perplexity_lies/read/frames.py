@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from perplexity_lies.read.numbers import ABSENT, SHORT, STATUS_CODES, Side, SideScore, TaskItems, TaskRow
 from perplexity_lies.read.pairing import read_of
-from perplexity_lies.read.stats.estimate import Estimate
+from perplexity_lies.read.stats.estimate import Estimate, detectable
 from perplexity_lies.read.texts import records_of
 from perplexity_lies.rungs import CONTRASTS, RUNGS
 
 if TYPE_CHECKING:
     import pandas
 
+FLIPS = ("gained", "lost", "mcnemar_p", "holm_p", "benjamini_hochberg_p")
 STATUS_NAMES = {letter: str(status) for status, letter in STATUS_CODES.items()} | {SHORT: "scored", ABSENT: None}
 
 
@@ -44,14 +45,18 @@ def gap_lines(rows: Sequence[TaskRow], students: Sequence[Side]) -> Iterator[dic
                     line |= _columns(name, side.score)
                 gap = sides["student"].gap
                 line |= _columns("gap_pp", gap) | {"method": gap.method if gap else None}
-                line |= {name: getattr(sides["student"], name) for name in ("gained", "lost", "mcnemar_p")}
+                line |= _columns("retention", sides["student"].retention)
+                line |= {name: getattr(sides["student"], name) for name in FLIPS}
+                line["detectable_pp"] = detectable(gap) if gap else None
                 for name, side in sides.items():
                     line |= {f"{name}_coverage": side.coverage, f"{name}_truncation": side.truncation}
                 line["chance"] = found.chance
                 for contrast in CONTRASTS:
                     estimate = row.contrast(contrast.name, i)
                     column = contrast.name.replace(" ", "_")
-                    line |= _columns(f"{column}_pp", estimate) | {f"{column}_n": estimate.n if estimate else 0}
+                    line |= _columns(f"{column}_pp", estimate)
+                    line |= {f"{column}_n": estimate.n if estimate else 0}
+                    line |= {f"{column}_method": estimate.method if estimate else None}
                 yield line
 
 

@@ -6,8 +6,8 @@ single task that regresses fails the gate although the mean may pass, since a me
 2.5 %; tasks are not corrected for multiplicity, so among T tasks that stand exactly on the margin about 2.5 T % would fail
 the gate by chance.
 
-A bootstrap over fewer than ten clusters is too narrow: such an interval decides nothing. And what was not measured has
-not passed: where more than one item in twenty of a task has no pair, what would be a pass is inconclusive.
+A number without an interval (a handful of clusters, a single item) decides nothing. And what was not measured has not
+passed: where more than one item in twenty of a task has no pair, what would be a pass is inconclusive.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from perplexity_lies.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, UsageError
-from perplexity_lies.read.cautions import FALLBACK_CEILING, FEW_CLUSTERS
+from perplexity_lies.read.cautions import FALLBACK_CEILING
 from perplexity_lies.read.comparison import Comparison
-from perplexity_lies.read.numbers import OVERALL, TaskRow
-from perplexity_lies.read.stats.bootstrap import CLUSTER_BOOTSTRAP
+from perplexity_lies.read.numbers import TaskRow
 from perplexity_lies.read.stats.estimate import Estimate, units_needed
 from perplexity_lies.read.wording import interval, signed
 from perplexity_lies.rungs import GENERATION, RUNGS
@@ -83,11 +82,6 @@ def judge(gap: Estimate, margin_pp: float) -> Outcome:
     return Outcome.REGRESS if gap.high < -margin_pp else Outcome.INCONCLUSIVE
 
 
-def _few_clusters(row: TaskRow, gap: Estimate) -> bool:
-    """Whether a task's interval rests on too few clusters."""
-    return gap.method == CLUSTER_BOOTSTRAP and row.subjects < FEW_CLUSTERS
-
-
 def _unmeasured(comparison: Comparison, rung: str) -> Iterator[str]:
     """One message per task with more than `MOST_UNPAIRED` of its items unpaired."""
     for row in comparison.tasks:
@@ -105,9 +99,7 @@ def _fallbacks(comparison: Comparison, rung: str, student: int) -> str:
     return f"; a fallback rule read {' and '.join(said)} replies" if said else ""
 
 
-def _gate_row(row: TaskRow, gap: Estimate, margin_pp: float, decides: bool) -> GateRow:
-    if not decides:
-        return GateRow(task=row.task, gap=gap, outcome=Outcome.INCONCLUSIVE, units_needed=None)
+def _gate_row(row: TaskRow, gap: Estimate, margin_pp: float) -> GateRow:
     outcome = judge(gap, margin_pp)
     needed = units_needed(gap, -margin_pp) if outcome is Outcome.INCONCLUSIVE else None
     return GateRow(task=row.task, gap=gap, outcome=outcome, units_needed=needed)
@@ -131,18 +123,15 @@ def decide(comparison: Comparison, margin_pp: float, *, student: int = 1, rung: 
             mend=f"plies compare TEACHER STUDENT with a suite that has {RUNGS[rung].title} tasks",
         )
     found = [(row, gap) for row in comparison.rows if (gap := row.gap(rung, student))]
-    few = [row.task for row, gap in found if row is not comparison.overall and _few_clusters(row, gap)]
-    *tasks, overall = (
-        _gate_row(row, gap, margin_pp, row.task not in few and not (row.task == OVERALL and few)) for row, gap in found
-    )
-    outcome, reason = _verdict(comparison, tasks, overall, few, margin_pp, rung)
+    *tasks, overall = (_gate_row(row, gap, margin_pp) for row, gap in found)
+    outcome, reason = _verdict(comparison, tasks, overall, margin_pp, rung)
     label, reason = comparison.sides[student].label, reason + _fallbacks(comparison, rung, student)
     reason += f"; PARTIAL: {comparison.partial_why}" if comparison.partial else ""
     return Verdict(student=label, outcome=outcome, reason=reason, margin_pp=margin_pp, rows=(*tasks, overall))
 
 
 def _verdict(
-    comparison: Comparison, tasks: list[GateRow], overall: GateRow, few: list[str], margin_pp: float, rung: str
+    comparison: Comparison, tasks: list[GateRow], overall: GateRow, margin_pp: float, rung: str
 ) -> tuple[Outcome, str]:
     """The outcome and its reason: the first of these that holds."""
     limit = f"the margin of −{margin_pp:g} pp"
@@ -154,9 +143,9 @@ def _verdict(
     worse = "; ".join(str(row) for row in tasks if row.outcome is Outcome.REGRESS)
     if worse:
         return Outcome.REGRESS, f"{worse}: below {limit}, though {overall} is not"
-    if few:
-        reason = f"fewer than {FEW_CLUSTERS} clusters: the interval of {', '.join(few)} is too narrow to decide on"
-        return Outcome.INCONCLUSIVE, reason
+    without = "; ".join(f"{row.task} has no interval: {row.gap.why}" for row in tasks if row.gap.low is None)
+    if without:
+        return Outcome.INCONCLUSIVE, without
     if overall.outcome is Outcome.PASS:
         unmeasured = "; ".join(_unmeasured(comparison, rung))
         if unmeasured:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from perplexity_lies.checked import Checked
 from perplexity_lies.read.stats.estimate import Estimate
+from perplexity_lies.read.stats.regimes import Clusters
 from perplexity_lies.record.manifest import Manifest
 from perplexity_lies.record.records import Status
 from perplexity_lies.rungs import in_order
@@ -45,10 +46,16 @@ class SideScore(Checked):
     """Percent, over the paired items."""
     gap: Estimate | None = None
     """Percentage points, this side minus the baseline; None for the baseline."""
+    retention: Estimate | None = None
+    """Percent of the baseline's score above chance that this side keeps. None for the baseline, where the baseline is not above
+    chance, and where answers are ranked and chance is not known."""
     gained: int = 0
     """Items on which this side scores higher than the baseline."""
     lost: int = 0
     mcnemar_p: float = 1.0
+    holm_p: float | None = None
+    """`mcnemar_p`, adjusted for the tasks of this rung; None in the overall row."""
+    benjamini_hochberg_p: float | None = None
     records: int
     """All records of the run, paired or not: what the shares below are shares of."""
     statuses: dict[Status, int]
@@ -137,7 +144,7 @@ class Caution(Checked):
     """Something to know before a number is believed."""
 
     kind: str
-    """`saturated`, `chance`, `coverage`, `truncation`, `few items`, `few clusters`, `settings`, `seeds` ..."""
+    """`saturated`, `chance`, `coverage`, `truncation`, `few items`, `no interval`, `settings`, `seeds` ..."""
     task: str
     """Empty where it concerns the whole comparison."""
     text: str
@@ -172,12 +179,12 @@ class TaskItems(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bootstrap(Checked):
-    """How the intervals were made."""
+class Intervals(Checked):
+    """How the intervals were made; which method is in each row, by name."""
 
-    resamples: int
     confidence: float
-    seed: int
+    clusters: dict[str, Clusters]
+    """Task -> what its subjects are, for tasks with several."""
 
 
 class GuardFailure(NamedTuple):

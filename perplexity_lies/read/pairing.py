@@ -20,7 +20,7 @@ import numpy as np
 from perplexity_lies.digests import sha256_text
 from perplexity_lies.errors import UsageError
 from perplexity_lies.read.numbers import Unpaired
-from perplexity_lies.read.stats.bootstrap import Floats
+from perplexity_lies.read.stats.moments import Floats
 from perplexity_lies.record.records import FALLBACK, ItemRecord, Reading, Status
 from perplexity_lies.record.store import Run
 from perplexity_lies.rungs import RUNGS, Contrast

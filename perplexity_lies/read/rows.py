@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,22 @@ from statistics import fmean
 
 import numpy as np
 
-from perplexity_lies.read.numbers import OVERALL, Bootstrap, RungRow, SideScore, TaskRow, Unpaired
+from perplexity_lies.read.numbers import OVERALL, RungRow, SideScore, TaskRow, Unpaired
 from perplexity_lies.read.pairing import LIBRARY_VERSION, Paired, Records, Seen, both, pair, read_by
-from perplexity_lies.read.stats.bootstrap import CONTRAST_WEIGHTS, GAP_WEIGHTS, Floats, Stratum, estimate, resample
+from perplexity_lies.read.stats.moments import Floats
+from perplexity_lies.read.stats.multiple import benjamini_hochberg, holm
 from perplexity_lies.read.stats.paired import flips, mcnemar_p
+from perplexity_lies.read.stats.regimes import (
+    BENCHMARK,
+    CONTRAST_WEIGHTS,
+    GAP_WEIGHTS,
+    SAMPLE,
+    Clusters,
+    Stratum,
+    estimate,
+    stratum,
+)
+from perplexity_lies.read.stats.retention import retention
 from perplexity_lies.record.manifest import RungFacts, TaskFacts
 from perplexity_lies.record.records import Status
 from perplexity_lies.rungs import CONTRASTS, RUNGS
@@ -31,6 +42,8 @@ class Sample:
     """By student, then by task."""
     records: list[list[Seen]]
     """By side: all records, paired or not."""
+    chances: list[float]
+    """By task: the score of guessing; empty where that of one is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +54,23 @@ class TaskNumbers:
     samples: dict[str, Sample]
     contrasts: dict[str, list[Stratum]]
     """Contrast -> stratum by student."""
+    clusters: Clusters
 
 
-def _strata(task: str, scores: Floats, subjects: Sequence[str], sides: int, bootstrap: Bootstrap) -> list[Stratum]:
-    """By student: resamples of its pair with the baseline. The seed is the task's own: another task moves no interval.
+def _clusters(facts: TaskFacts, asked: Clusters | None) -> Clusters:
+    """What a task's subjects are: as asked, or as the suite says on any rung."""
+    said = {rung.settings.get("clusters", SAMPLE) for rung in facts.rungs.values()}
+    return asked or (BENCHMARK if BENCHMARK in said else SAMPLE)
 
-    `scores` [n, k * sides] holds k rungs' scores, each of all sides.
-    """
-    own = int.from_bytes(hashlib.sha256(task.encode("utf-8", "surrogatepass")).digest()[:4], "big")
+
+def _strata(scores: Floats, subjects: Sequence[str], sides: int, clusters: Clusters) -> list[Stratum]:
+    """By student: its pair with the baseline. `scores` [n, k * sides] holds k rungs' scores, each of all sides."""
     rungs = range(scores.shape[1] // sides)
     return [
-        resample(
+        stratum(
             scores[:, [column for rung in rungs for column in (rung * sides, rung * sides + student)]],
             subjects,
-            seed=(bootstrap.seed, own),
-            resamples=bootstrap.resamples,
+            clusters,
         )
         for student in range(1, sides)
     ]
@@ -68,12 +83,13 @@ def _side_scores(sample: Sample, extractor: str | None = None) -> tuple[SideScor
         read = [seen.headline if extractor is None else seen.readings.get(extractor, seen.headline) for seen in records]
         statuses = Counter(reading.status for reading in read)
         strata = sample.strata[max(0, side - 1)]
-        scores = np.vstack([stratum.cells for stratum in strata])
+        scores = np.vstack([one.cells for one in strata])
         gained, lost = flips(scores[:, 0], scores[:, 1]) if side else (0, 0)
         found.append(
             SideScore(
                 score=estimate(strata, STUDENT_WEIGHTS if side else BASELINE_WEIGHTS),
                 gap=estimate(strata, GAP_WEIGHTS) if side else None,
+                retention=retention(strata, sample.chances) if side and sample.chances else None,
                 gained=gained,
                 lost=lost,
                 mcnemar_p=mcnemar_p(gained, lost),
@@ -91,6 +107,11 @@ def _side_scores(sample: Sample, extractor: str | None = None) -> tuple[SideScor
     return tuple(found)
 
 
+def _chances(rung: str, chance: float | None) -> list[float]:
+    """A reply is taken to have no chance where the suite states none; a ranking's is then not known."""
+    return [chance or 0.0] if RUNGS[rung].replies or chance is not None else []
+
+
 def _rung_row(rung: str, facts: RungFacts, sample: Sample) -> RungRow:
     every = [seen for records in sample.records for seen in records]
     metrics, extractors = {seen.headline.metric for seen in every}, {next(iter(seen.readings)) for seen in every}
@@ -105,7 +126,7 @@ def _rung_row(rung: str, facts: RungFacts, sample: Sample) -> RungRow:
     )
 
 
-def _other_readings(row: RungRow, task: str, paired: Paired, sides: Sequence[Records], bootstrap: Bootstrap) -> RungRow:
+def _other_readings(row: RungRow, task: str, paired: Paired, sides: Sequence[Records], clusters: Clusters) -> RungRow:
     """The row with what other extractors read in the same replies, where they read them on every side."""
     by_item = [records.get((task, row.rung), {}) for records in sides]
     every = [[seen for item in records.values() for seen in item] for records in by_item]
@@ -114,16 +135,17 @@ def _other_readings(row: RungRow, task: str, paired: Paired, sides: Sequence[Rec
     for name in sorted(names):
         again = read_by(paired, name, by_item)
         if again.items:
-            strata = _strata(task, again.scores, again.subjects, len(sides), bootstrap)
-            found[name] = _side_scores(Sample([[stratum] for stratum in strata], every), name)
+            strata = _strata(again.scores, again.subjects, len(sides), clusters)
+            found[name] = _side_scores(Sample([[one] for one in strata], every, _chances(row.rung, row.chance)), name)
     return dataclasses.replace(row, readings=found)
 
 
 def task_numbers(
-    facts: TaskFacts, sides: Sequence[Records], labels: Sequence[str], bootstrap: Bootstrap
+    facts: TaskFacts, sides: Sequence[Records], labels: Sequence[str], asked: Clusters | None
 ) -> tuple[TaskNumbers, dict[str, Paired], list[Unpaired]]:
-    """A task's numbers, its pairs by rung, and what did not pair."""
+    """A task's numbers, its pairs by rung, and what did not pair. `asked` overrules what the suite says of subjects."""
     task, unpaired = facts.name, list[Unpaired]()
+    clusters = _clusters(facts, asked)
     there = [rung for rung in RUNGS if any((task, rung) in records for records in sides)]
     pairs: dict[str, Paired] = {}
     rows: dict[str, RungRow] = {}
@@ -133,29 +155,42 @@ def task_numbers(
         unpaired += left
         if not pairs[rung].items:
             continue
-        strata = _strata(task, pairs[rung].scores, pairs[rung].subjects, len(sides), bootstrap)
+        strata = _strata(pairs[rung].scores, pairs[rung].subjects, len(sides), clusters)
         every = [[seen for item in records.get((task, rung), {}).values() for seen in item] for records in sides]
-        samples[rung] = Sample([[stratum] for stratum in strata], every)
-        row = _rung_row(rung, facts.rungs.get(rung, RungFacts()), samples[rung])
-        rows[rung] = _other_readings(row, task, pairs[rung], sides, bootstrap)
+        asked_as = facts.rungs.get(rung, RungFacts())
+        samples[rung] = Sample([[one] for one in strata], every, _chances(rung, asked_as.chance))
+        rows[rung] = _other_readings(_rung_row(rung, asked_as, samples[rung]), task, pairs[rung], sides, clusters)
     strata_of: dict[str, list[Stratum]] = {}
     for contrast in CONTRASTS:
         if contrast.of in there and contrast.minus in there:
             common, alone = both(contrast, pairs)
             unpaired += [Unpaired(task=task, what=contrast.name, reason=reason, items=items) for reason, items in alone]
             if common.items:
-                strata_of[contrast.name] = _strata(task, common.scores, common.subjects, len(sides), bootstrap)
+                strata_of[contrast.name] = _strata(common.scores, common.subjects, len(sides), clusters)
     whole = TaskRow(
         task=task,
         title=facts.title,
         subjects=max((len(set(paired.subjects)) for paired in pairs.values()), default=0),
         rungs=rows,
         contrasts={
-            name: (None, *(estimate([stratum], CONTRAST_WEIGHTS) for stratum in strata))
-            for name, strata in strata_of.items()
+            name: (None, *(estimate([one], CONTRAST_WEIGHTS) for one in strata)) for name, strata in strata_of.items()
         },
     )
-    return TaskNumbers(whole, samples, strata_of), pairs, unpaired
+    return TaskNumbers(whole, samples, strata_of, clusters), pairs, unpaired
+
+
+def adjusted(rows: Sequence[TaskRow], sides: int) -> tuple[TaskRow, ...]:
+    """The tasks' rows with their McNemar p-values adjusted for the number of tasks, by rung and student."""
+    found = [dict(row.rungs) for row in rows]
+    for rung in RUNGS:
+        asked = [rungs for rungs in found if rung in rungs]
+        for side in range(1, sides):
+            p_values = [rungs[rung].sides[side].mcnemar_p for rungs in asked]
+            for rungs, *both_p in zip(asked, holm(p_values), benjamini_hochberg(p_values), strict=True):
+                every = list(rungs[rung].sides)
+                every[side] = dataclasses.replace(every[side], holm_p=both_p[0], benjamini_hochberg_p=both_p[1])
+                rungs[rung] = dataclasses.replace(rungs[rung], sides=tuple(every))
+    return tuple(dataclasses.replace(row, rungs=rungs) for row, rungs in zip(rows, found, strict=True))
 
 
 def overall_tasks(tasks: Sequence[TaskNumbers]) -> list[TaskNumbers]:
@@ -178,9 +213,11 @@ def overall_row(tasks: Sequence[TaskNumbers], sides: int) -> TaskRow | None:
         having = [task for task in tasks if rung in task.samples]
         chances = [task.row.rungs[rung].chance for task in having]
         known = [chance for chance in chances if chance is not None]
+        guessed = [chance for task in having for chance in task.samples[rung].chances]
         sample = Sample(
-            [[stratum for task in having for stratum in task.samples[rung].strata[i]] for i in range(sides - 1)],
+            [[one for task in having for one in task.samples[rung].strata[i]] for i in range(sides - 1)],
             [[seen for task in having for seen in task.samples[rung].records[i]] for i in range(sides)],
+            guessed if len(guessed) == len(having) else [],
         )
         rows[rung] = _rung_row(rung, RungFacts(chance=fmean(known) if len(known) == len(chances) else None), sample)
     contrasts = {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 from perplexity_lies.read.numbers import GuardFailure, Side, TaskRow
-from perplexity_lies.read.stats.bootstrap import RULE_OF_THREE
 from perplexity_lies.read.stats.estimate import Estimate
 from perplexity_lies.rungs import HIDDEN_GAP, RUNGS
 
@@ -64,10 +64,43 @@ def _sentences(row: TaskRow, side: int, who: str) -> str:
     said = f"{'; '.join([first[0].upper() + first[1:], *others])}."
     hidden = row.contrast(HIDDEN_GAP.name, side)
     if hidden is not None:
-        return f"{said} {_hidden_sentence(hidden, gaps[HIDDEN_GAP.minus].value)}"
+        return " ".join([said, _hidden_sentence(hidden, gaps[HIDDEN_GAP.minus].value), *_kept(row, side, hidden)])
     missing = [RUNGS[rung].title for rung in (HIDDEN_GAP.minus, HIDDEN_GAP.of) if rung not in gaps]
     why = f"no task has numbers by {' or '.join(missing)}" if missing else "no task has numbers on both rungs"
     return f"{said} There is no hidden gap to report: {why}."
+
+
+def _kept(row: TaskRow, side: int, hidden: Estimate) -> list[str]:
+    """A sentence where the shares kept of the teacher's score say another thing than the points.
+
+    On a hard rung a gap looks small in points. Said where the two shares' intervals lie apart and the hidden gap does not, or
+    where they are the other way round.
+    """
+    ranked, written = (row.rungs[rung].sides[side].retention for rung in (HIDDEN_GAP.minus, HIDDEN_GAP.of))
+    if ranked is None or written is None:
+        return []
+    bounds = (ranked.low, ranked.high, written.low, written.high)
+    low, high, low_written, high_written = (math.nan if bound is None else bound for bound in bounds)
+    apart = (low_written > high) - (high_written < low)
+    opposed = hidden.direction * (written.value - ranked.value) < 0
+    if (apart and apart != hidden.direction) or opposed:
+        shares = f"{ranked.value:.1f} % by log-likelihood and {written.value:.1f} % by generation"
+        return [f"In shares it is otherwise: of its teacher's score above chance it keeps {shares}."]
+    return []
+
+
+def kept_said(row: TaskRow, side: int) -> str:
+    """`log-lik 95.4 [94.1, 96.6], gen. 70.9 [68.5, 73.3]`: percent of the teacher's score above chance; `undefined` at chance."""
+    said = []
+    for rung, found in row.rungs.items():
+        kept = found.sides[side].retention
+        if kept is None or kept.low is None:
+            said.append(
+                f"{RUNGS[rung].short} undefined" if kept is None else f"{RUNGS[rung].short} undefined: {kept.why}"
+            )
+        else:
+            said.append(f"{RUNGS[rung].short} {kept.value:.1f} {interval(kept, sign=False)}")
+    return ", ".join(said)
 
 
 def _standing(gap_pp: float, whom: str) -> str:
@@ -79,8 +112,8 @@ def _standing(gap_pp: float, whom: str) -> str:
 
 def _hidden_sentence(found: Estimate, loglikelihood_gap_pp: float) -> str:
     if found.low is None or found.high is None:
-        return f"The difference, {signed(found.value)} pp, rests on too few items for an interval."
-    if found.method == RULE_OF_THREE and found.value == 0:
+        return f"The difference, {signed(found.value)} pp, has no interval: {found.why}."
+    if found.bounded and found.value == 0:
         return (
             f"The two gaps agree on all {found.n} items; a hidden gap of up to {found.high:.1f} pp cannot be excluded."
         )

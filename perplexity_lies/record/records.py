@@ -77,7 +77,7 @@ class ItemRecord(Checked):
 
     task: str
     subject: str = ""
-    """Cluster for the bootstrap (an MMLU subject, say); empty where a task has none."""
+    """Its cluster, for the intervals (an MMLU subject, say); empty where a task has none."""
     item: str
     rung: str
     """A name in `rungs.RUNGS`."""

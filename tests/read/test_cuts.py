@@ -17,7 +17,7 @@ def test_other_cuts_on_sides_and_rungs_are_counted_and_told_first(handmade, tmp_
         ]
         return handmade.write_run(tmp_path / name, records, name=name)
 
-    found = compare_runs(run("teacher", 4, 3), run("student", 6, 9), resamples=200)
+    found = compare_runs(run("teacher", 4, 3), run("student", 6, 9))
     said = [caution.text for caution in found.cautions if caution.kind == "cut differently"]
     assert "6 of 20 items were cut by other lengths on each side under log-likelihood" in said[0]
     assert said[1].startswith("4 of 20 items of the teacher") and said[2].startswith("6 of 20 items of the student")
@@ -32,7 +32,7 @@ def test_items_that_no_checkpoint_could_have_right_are_counted(handmade, tmp_pat
         ]
         return handmade.write_run(tmp_path / name, records, name=name)
 
-    found = compare_runs(run("teacher"), run("student"), resamples=200)
+    found = compare_runs(run("teacher"), run("student"))
     said = [caution.text for caution in found.cautions if caution.kind == "never right"]
     assert said[0] == (
         "3 of 9 of the teacher's generation records can be right for no checkpoint: the tokenizer cannot spell the reference"

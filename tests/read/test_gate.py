@@ -5,8 +5,8 @@ import pytest
 from perplexity_lies.errors import UsageError
 from perplexity_lies.read.compare import compare_runs
 from perplexity_lies.read.gate import Outcome, decide, decide_all, judge
-from perplexity_lies.read.stats.bootstrap import BOOTSTRAP
 from perplexity_lies.read.stats.estimate import NO_INTERVAL, Estimate
+from perplexity_lies.read.stats.regimes import STUDENT_T
 from perplexity_lies.record.records import Status
 from perplexity_lies.rungs import GENERATION, LOGLIKELIHOOD
 
@@ -34,13 +34,13 @@ def compared(handmade, tmp_path):
             )
             for side, name in enumerate(("teacher", "student"))
         ]
-        return compare_runs(*runs, resamples=2000)
+        return compare_runs(*runs)
 
     return of
 
 
 def found(low, high):
-    return Estimate(value=(low + high) / 2, low=low, high=high, n=100, units=100, method=BOOTSTRAP)
+    return Estimate(value=(low + high) / 2, low=low, high=high, n=100, units=100, apart=50, method=STUDENT_T)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_judging_one_interval(low, high, outcome):
 
 
 def test_no_interval_is_inconclusive():
-    one = Estimate(value=0, low=None, high=None, n=1, units=1, method=NO_INTERVAL)
+    one = Estimate(value=0, low=None, high=None, n=1, units=1, apart=0, method=NO_INTERVAL, why="a single item")
     assert judge(one, 3.0) is Outcome.INCONCLUSIVE
 
 
@@ -81,7 +81,7 @@ def unmeasured(handmade, tmp_path, lost, losing="b"):
         ]
         return handmade.write_run(tmp_path / name, records, name=name)
 
-    return decide(compare_runs(run("teacher", False), run("student", True), resamples=500), 3.0)
+    return decide(compare_runs(run("teacher", False), run("student", True)), 3.0)
 
 
 @pytest.mark.parametrize(("lost", "outcome"), [(0, "pass"), (10, "pass"), (11, "inconclusive"), (200, "inconclusive")])
@@ -101,8 +101,8 @@ def test_few_clusters_decide_nothing(handmade, tmp_path, subjects, outcome):
             for i in range(400)
         ]
         runs.append(handmade.write_run(tmp_path / name, records, name=name))
-    verdict = decide(compare_runs(*runs, resamples=500), 5.0)
-    assert verdict.outcome == outcome and ("fewer than 10 clusters" in verdict.reason) == (outcome != "pass")
+    verdict = decide(compare_runs(*runs), 5.0)
+    assert verdict.outcome == outcome and ("clusters are too few" in verdict.reason) == (outcome != "pass")
 
 
 def test_regress(compared):
@@ -132,7 +132,7 @@ def test_the_gate_ignores_the_loglikelihood_gap(handmade, tmp_path):
         handmade.scores_run(tmp_path / name, {("a", LL): ranked, ("a", GEN): right(300)}, name=name)
         for name, ranked in (("t", right(400)), ("s", right(10)))
     ]
-    assert decide(compare_runs(*runs, resamples=200), 3.0).outcome is Outcome.PASS
+    assert decide(compare_runs(*runs), 3.0).outcome is Outcome.PASS
 
 
 @pytest.mark.parametrize("margin", [0, -1, 101, float("nan")])
@@ -144,14 +144,14 @@ def test_margins_that_make_no_sense_are_refused(compared, margin):
 def test_nothing_generated_is_refused(handmade, tmp_path):
     runs = [handmade.scores_run(tmp_path / name, {("a", LL): right(300)}, name=name) for name in "ts"]
     with pytest.raises(UsageError, match="nothing to judge"):
-        decide(compare_runs(*runs, resamples=50), 3.0)
+        decide(compare_runs(*runs), 3.0)
 
 
 def test_generation_alone_is_judged(handmade, tmp_path):
     runs = [
         handmade.scores_run(tmp_path / name, {("a", GEN): right(k)}, name=name) for name, k in (("t", 300), ("s", 100))
     ]
-    assert decide(compare_runs(*runs, resamples=200), 3.0).outcome is Outcome.REGRESS
+    assert decide(compare_runs(*runs), 3.0).outcome is Outcome.REGRESS
 
 
 def test_every_student_is_judged_the_worst_first(handmade, tmp_path):
@@ -159,7 +159,7 @@ def test_every_student_is_judged_the_worst_first(handmade, tmp_path):
         handmade.scores_run(tmp_path / name, {("a", GEN): right(k)}, name=name)
         for name, k in (("t", 300), ("s", 300), ("w", 100))
     ]
-    verdicts = decide_all(compare_runs(*runs, resamples=200), 3.0)
+    verdicts = decide_all(compare_runs(*runs), 3.0)
     assert [(verdict.student, verdict.outcome) for verdict in verdicts] == [
         ("student 2", "regress"),
         ("student 1", "pass"),
@@ -178,7 +178,7 @@ def test_answers_of_a_fallback_rule_are_counted_and_said(handmade, tmp_path):
         ]
         return handmade.write_run(tmp_path / name, records, name=name)
 
-    comparison = compare_runs(run("teacher", 200), run("student", 2), resamples=200)
+    comparison = compare_runs(run("teacher", 200), run("student", 2))
     teacher, student = comparison.tasks[0].rungs[GEN].sides
     assert (teacher.fallbacks, student.fallbacks, student.fallback, student.coverage) == (1, 60, 0.5, 1.0)
     (caution,) = (caution for caution in comparison.cautions if caution.kind == "fallback")
@@ -201,6 +201,6 @@ def test_a_side_that_another_extractor_read_does_not_pair(handmade, tmp_path):
             ("m", "evalscope@1.15.0"),
         )
     ]
-    (left,) = compare_runs(*runs[:2], resamples=50).unpaired
+    (left,) = compare_runs(*runs[:2]).unpaired
     assert left.reason == "extractor differs" and len(left.items) == 40
-    assert compare_runs(*runs[2:], resamples=50).overall is not None
+    assert compare_runs(*runs[2:]).overall is not None

@@ -28,7 +28,7 @@ def handmade():
 @pytest.fixture(scope="session")
 def demo(handmade, tmp_path_factory):
     """Five tasks of 60 items, with a limit."""
-    return compare_runs(*handmade.demo_pair(tmp_path_factory.mktemp("demo"), items=60, limit=60), resamples=500)
+    return compare_runs(*handmade.demo_pair(tmp_path_factory.mktemp("demo"), items=60, limit=60))
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def trio(handmade, tmp_path_factory):
                 handmade.record("facts", item, LOGLIKELIHOOD, right),
             ]  # fmt: skip
         runs.append(handmade.write_run(folder / f"run{side}", records, name=name))
-    return compare_runs(*runs, resamples=200)
+    return compare_runs(*runs)
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +88,7 @@ def hostile(handmade, tmp_path_factory):
         runs.append(
             handmade.write_run(folder / name, records, name=f"{HOSTILE} {name}", tasks=tasks, settings=settings)
         )
-    return compare_runs(*runs, resamples=200)
+    return compare_runs(*runs)
 
 
 @pytest.fixture(scope="session")

@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_searched_by_answer_and_says_where_it_lies(visit, d
 
 def test_without_texts_the_numbers_are_shown(visit, handmade, tmp_path):
     runs = handmade.demo_pair(tmp_path / "runs", items=6)
-    comparison = compare_runs(*runs, resamples=50)
+    comparison = compare_runs(*runs)
     shutil.rmtree(tmp_path / "runs")
     seen = visit(write(comparison, tmp_path / "report.html"))
     assert seen.page.locator(".texts-missing").count() == 2
@@ -268,7 +268,7 @@ def test_no_sideways_scroll_and_readable_contrast(visit, demo_page, width, schem
 
 
 def test_thousands_of_items_stay_quick(visit, handmade, tmp_path):
-    comparison = compare_runs(*handmade.demo_pair(tmp_path, items=1200), resamples=50)
+    comparison = compare_runs(*handmade.demo_pair(tmp_path, items=1200))
     seen = visit(write(comparison, tmp_path / "report.html"))
     assert seen.choose("all") == 6000
     started = time.perf_counter()

@@ -161,7 +161,7 @@ def test_a_long_text_loses_its_middle_and_says_how_much(handmade, tmp_path):
         handmade.write_run(tmp_path / side, [handmade.record("t", "0", GENERATION, 1.0, prompt=prompt)])
         for side in "ts"
     ]
-    [item] = packed_in(render(compare_runs(*runs, resamples=50)), "data-texts-0")
+    [item] = packed_in(render(compare_runs(*runs)), "data-texts-0")
     head, left_out, tail = item[GENERATION]["prompt"]
     assert len(head) + left_out + len(tail) == len(prompt) and len(head) + len(tail) == texts.LONGEST_CHARACTERS
     assert head.startswith("start ") and tail.endswith(" end")
@@ -169,7 +169,7 @@ def test_a_long_text_loses_its_middle_and_says_how_much(handmade, tmp_path):
 
 def test_without_run_directories_the_numbers_stay(handmade, tmp_path):
     runs = handmade.demo_pair(tmp_path, items=6)
-    comparison = compare_runs(*runs, resamples=50)
+    comparison = compare_runs(*runs)
     shutil.rmtree(runs[0])
     with (next((runs[1] / "records").iterdir())).open("a") as file:
         file.write(handmade.record("fact", "9999", GENERATION, 1.0).to_json() + "\n")
@@ -183,7 +183,7 @@ def test_without_run_directories_the_numbers_stay(handmade, tmp_path):
 
 def test_one_side_gone_leaves_the_others(handmade, tmp_path):
     runs = handmade.demo_pair(tmp_path, items=6)
-    comparison = compare_runs(*runs, resamples=50)
+    comparison = compare_runs(*runs)
     shutil.rmtree(runs[0])
     [item, *_] = packed_in(render(comparison), "data-texts-0")
     assert item[GENERATION]["sides"][0] == [] and item[GENERATION]["sides"][1][0]["text"]

@@ -48,7 +48,7 @@ def test_markup_in_a_task_name_is_text(handmade, tmp_path):
     runs = [
         handmade.write_run(tmp_path / side, [handmade.record("[red]t[/red]", "0", LOGLIKELIHOOD, 1.0)]) for side in "ts"
     ]
-    comparison = compare_runs(*runs, resamples=50)
+    comparison = compare_runs(*runs)
     assert "[red]t[/red]" in printed(comparison, 120)
     assert "no hidden gap" in printed(comparison, 120)
 
