@@ -35,7 +35,7 @@ class RungSettings(Checked, abc.ABC):
     """Name in `rungs.RUNGS`."""
     stock: ClassVar[tuple[str, ...]] = ()
     """Settings that choose a library's own benchmark. Empty where the rung only asks `items:` tasks."""
-    flat: ClassVar[tuple[str, ...]] = ("subject", "clusters")
+    flat: ClassVar[tuple[str, ...]] = ("subject",)
     """Keys of an `items:` task, beside `items:` itself, that are settings of this rung."""
     over_items: ClassVar[Mapping[str, Any]] = {"item": "{{ id }}", "subject": "{{ subject }}"}
     """What stands at another default in an `items:` task."""
@@ -48,8 +48,6 @@ class RungSettings(Checked, abc.ABC):
     """Jinja template over the library's fields; its text identifies the item, so that records pair."""
     subject: str = ""
     """Jinja template of an item's cluster; empty for none."""
-    clusters: Literal["sample", "benchmark"] = "sample"
-    """Whether the subjects are a sample of more such (intervals clustered by them) or the benchmark (stratified)."""
     dataset: str = ""
     """Hub id of the benchmark's dataset, looked up in the mirror."""
 
