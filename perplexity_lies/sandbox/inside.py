@@ -169,7 +169,7 @@ def _restore(given: tuple[Any, ...], after: Any) -> None:
             mine.update(theirs)
 
 
-def check(job: dict[str, Any], wire: Wire) -> str:
+def checked_verdict(job: dict[str, Any], wire: Wire) -> str:
     """The verdict in evalscope's words: `passed`, `timed out`, `failed: ...`."""
     begun = time.monotonic()
 
@@ -214,7 +214,7 @@ def as_checker(job: dict[str, Any], wire: Wire, verdict: int) -> None:
     except (EOFError, ValueError):
         return
     keep = os.write
-    keep(verdict, json.dumps({"result": check(job, wire)}).encode() + b"\n")
+    keep(verdict, json.dumps({"result": checked_verdict(job, wire)}).encode() + b"\n")
 
 
 def enter_role() -> None:
