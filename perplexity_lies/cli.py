@@ -145,19 +145,44 @@ def reread_command(
     typer.echo("plies report RUN RUN shows both readings side by side")
 
 
-@app.command("gate")
+@app.command(
+    "gate", epilog="plies gate plies-out/runs/smoke-new-... --baseline plies-out/runs/smoke-old-... --policy gate.yaml"
+)
 def gate_command(
-    comparison: Annotated[Path, typer.Argument(help="A comparison.json.")],
-    margin: Annotated[float, typer.Option("--margin", help="Largest generation loss allowed, in percentage points.")],
+    judged: Annotated[Path, typer.Argument(help="A comparison.json; with --baseline a run.", metavar="COMPARISON|RUN")],
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="Largest generation loss allowed, in percentage points.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="Rules in YAML: margins by task, group, rung; shares of replies.")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="The run that RUN must not fall behind.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Write JUnit XML, which Jenkins and GitLab show.")
+    ] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", help="Append Markdown, as to $GITHUB_STEP_SUMMARY.")
+    ] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the verdicts as JSON.")] = None,
 ) -> None:
-    """Hold the generation loss against a margin. Exit codes: 0 pass, 1 regress, 4 inconclusive (the interval crosses it)."""
+    """Hold a student against a margin or a policy. Exit codes: 0 pass, 1 regress, 4 inconclusive (nobody can say)."""
+    from perplexity_lies.read.compare import compare_runs
     from perplexity_lies.read.comparison import load_comparison
     from perplexity_lies.read.gate import decide_all
+    from perplexity_lies.read.policy import load_policy
+    from perplexity_lies.read.verdicts import write_verdicts
 
-    verdicts = decide_all(load_comparison(comparison), margin)
+    if (margin is None) == (policy is None):
+        raise UsageError(
+            "the gate needs --margin or --policy", found="both" if margin else "neither", mend="--margin 3"
+        )
+    rules = load_policy(policy) if policy is not None else margin or 0.0
+    file = judged / "comparison.json" if judged.is_dir() else judged
+    verdicts = decide_all(compare_runs(baseline, judged) if baseline else load_comparison(file), rules)
     for verdict in verdicts:
         who = f"{verdict.student}: " if len(verdicts) > 1 else ""
-        typer.echo(printable(f"{who}{verdict.outcome}: {verdict.reason}"))
+        typer.echo(printable(f"{who}{verdict}"))
+    write_verdicts(verdicts, junit=junit, summary=summary, as_json=as_json)
     raise typer.Exit(verdicts[0].exit_code)
 
 

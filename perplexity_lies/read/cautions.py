@@ -6,6 +6,7 @@ name in `caution`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from perplexity_lies.read.numbers import (
@@ -96,6 +97,19 @@ def _of_room(task: str, row: RungRow) -> Iterator[Caution]:
     if RUNGS[row.rung].replies and max(scores) <= FLOOR_PERCENT:
         text = f"{title} is at its floor ({listed} %): no score is left to lose, so it cannot show a gap"
         yield Caution(kind="floor", task=task, text=text)
+
+
+DOUBTS = ("floor", "chance", "saturated", "coverage", "truncation", "cut prompts", "fallback")
+"""Kinds of caution under which a gap that looks small may only look so."""
+
+
+def doubts(task: str, row: RungRow, labels: Sequence[str], student: int) -> list[Caution]:
+    """The cautions on a rung of a task that keep its gap from being a pass: the baseline's and one student's."""
+    both = dataclasses.replace(row, sides=(row.sides[0], row.sides[student]))
+    found = [*_of_room(task, both)]
+    for side in (0, student):
+        found += _of_score(task, row, row.sides[side], labels[side])
+    return [caution for caution in found if caution.kind in DOUBTS]
 
 
 def _of_contrasts(row: TaskRow, overall: TaskRow | None) -> Iterator[Caution]:

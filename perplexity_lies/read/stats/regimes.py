@@ -90,8 +90,8 @@ def stratum(cells: Floats, subjects: Sequence[str] = (), clusters: Clusters = SA
     return Stratum(np.asarray(cells, dtype=np.float64), member, clusters)
 
 
-def estimate(strata: Sequence[Stratum], contrast: Sequence[float]) -> Estimate:
-    """`contrast` of the mean scores, averaged over strata with equal weights, in percent.
+def estimate(strata: Sequence[Stratum], contrast: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """`contrast` of the mean scores, averaged over strata with equal weights, in percent; its interval at `confidence`.
 
     One stratum gives a task's number, all strata the overall one. Where a stratum's regime has no interval there is none,
     and `why` says so. Raises ValueError where there is nothing to estimate from.
@@ -106,10 +106,10 @@ def estimate(strata: Sequence[Stratum], contrast: Sequence[float]) -> Estimate:
     method = NO_INTERVAL
     if not why:
         if len(strata) == 1:
-            low, high, method = _of_task(strata[0], values[0], weights)
+            low, high, method = _of_task(strata[0], values[0], weights, confidence)
         else:
             every = [_moments(one, column, weights)[0] for one, column in zip(strata, values, strict=True)]
-            low, high, method = *_t_interval(of_tasks(every)), WELCH
+            low, high, method = *_t_interval(of_tasks(every), confidence), WELCH
         low = percent(max(min(low, value), float(weights[weights < 0].sum())))
         high = percent(min(max(high, value), float(weights[weights > 0].sum())))
     return Estimate(
@@ -138,21 +138,21 @@ def why_none(one: Stratum) -> str:
     return ""
 
 
-def _t_interval(found: Moments) -> tuple[float, float]:
-    half = t_quantile(0.5 + CONFIDENCE / 2, found.freedom) * math.sqrt(found.variance)
+def _t_interval(found: Moments, confidence: float) -> tuple[float, float]:
+    half = t_quantile(0.5 + confidence / 2, found.freedom) * math.sqrt(found.variance)
     return found.centre - half, found.centre + half
 
 
-def _of_task(one: Stratum, values: Floats, weights: Floats) -> tuple[float, float, str]:
+def _of_task(one: Stratum, values: Floats, weights: Floats, confidence: float) -> tuple[float, float, str]:
     off = apart(values)
     strata_tell = one.member is not None and off >= ENOUGH_APART
     if not (one.sampled or strata_tell) and np.isin(one.cells, (0.0, 1.0)).all():
         if tuple(weights) == GAP_WEIGHTS:
-            return *tango(int((values > 0).sum()), int((values < 0).sum()), len(values)), TANGO
+            return *tango(int((values > 0).sum()), int((values < 0).sum()), len(values), confidence), TANGO
         if np.count_nonzero(weights) == 1:
-            return *wilson(int(values.sum()), len(values)), WILSON
+            return *wilson(int(values.sum()), len(values), confidence), WILSON
     found, method = _moments(one, values, weights)
-    return *_t_interval(found), method
+    return *_t_interval(found, confidence), method
 
 
 def _moments(one: Stratum, values: Floats, weights: Floats) -> tuple[Moments, str]:

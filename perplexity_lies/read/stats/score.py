@@ -14,14 +14,17 @@ from statistics import NormalDist
 
 from perplexity_lies.read.stats.estimate import CONFIDENCE
 
-Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share, in [0, 1] (Wilson 1927; Brown, Cai & DasGupta 2001, Statistical Science 16:101)."""
-    share, weight = right / n, Z * Z / n
+def wilson(right: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of a share, in [0, 1] (Wilson 1927; Brown, Cai & DasGupta 2001, Statistical Science 16:101)."""
+    z = _z(confidence)
+    share, weight = right / n, z * z / n
     middle = (share + weight / 2) / (1 + weight)
-    half = Z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
     low = 0.0 if right == 0 else middle - half
     return low, 1.0 if right == n else middle + half
 
@@ -41,17 +44,18 @@ def tango_statistic(gained: int, lost: int, n: int, gap: float) -> float:
 
 
 @lru_cache(maxsize=65536)
-def tango(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """95 % interval of (gained - lost) / n, in [-1, 1], from paired 0/1 scores. By bisection.
+def tango(gained: int, lost: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of (gained - lost) / n, in [-1, 1], from paired 0/1 scores. By bisection.
 
     `gained` items were right on the second side alone, `lost` on the first alone, of `n` items.
     """
-    return -_upper(lost, gained, n), _upper(gained, lost, n)
+    z = _z(confidence)
+    return -_upper(lost, gained, n, z), _upper(gained, lost, n, z)
 
 
-def _upper(gained: int, lost: int, n: int) -> float:
+def _upper(gained: int, lost: int, n: int, z: float) -> float:
     low, high = (gained - lost) / n, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if tango_statistic(gained, lost, n, middle) > -Z else (low, middle)
+        low, high = (middle, high) if tango_statistic(gained, lost, n, middle) > -z else (low, middle)
     return high
