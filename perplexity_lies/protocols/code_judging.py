@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perplexity_lies.protocols.base import Context
-from perplexity_lies.sandbox import Judged, Program, SandboxError, run_programs
+from perplexity_lies.sandbox import Judgement, Program, SandboxError, run_programs
 
 NEEDS_FLAG = "needs --run-code: the reply is code, and was not run"
 FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
@@ -36,7 +36,7 @@ class CodeJudge:
 
     def __init__(self, context: Context, task: str) -> None:
         self._context, self._task = context, task
-        self._outcomes: dict[Program, Judged | SandboxError] = {}
+        self._outcomes: dict[Program, Judgement | SandboxError] = {}
 
     def run(self, problems: Sequence[Mapping[str, Any]], replies: Sequence[str]) -> None:
         """Run every reply's program, with progress; equal programs once."""
@@ -62,12 +62,12 @@ class CodeJudge:
         """evalscope's function of this name, with its result."""
         program = _program(problem, completion, timeout)
         if self._context.sandbox is None:
-            outcome: Judged | SandboxError = SandboxError(NEEDS_FLAG)
+            outcome: Judgement | SandboxError = SandboxError(NEEDS_FLAG)
         else:
             if program not in self._outcomes:
                 self._run([program])
             outcome = self._outcomes[program]
-        result = outcome.result if isinstance(outcome, Judged) else f"not run: {outcome}"
+        result = outcome.result if isinstance(outcome, Judgement) else f"not run: {outcome}"
         return {
             "task_id": problem["task_id"], "passed": result == "passed", "result": result, "completion_id": completion_id,
         }  # fmt: skip

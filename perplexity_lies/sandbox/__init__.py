@@ -1,7 +1,7 @@
 """Runs code that a checkpoint wrote, shut in: bubblewrap where it works here, else namespaces of our own, else not at all.
 
     box = find_sandbox()                       # Sandbox(name="namespaces", ...); raises MissingError where there is none
-    run_programs(box, [Program(...)], advance)        # [Judged(result="passed", seconds=0.09)]
+    run_programs(box, [Program(...)], advance)        # [Judgement(result="passed", seconds=0.09)]
 
 Each program gets two processes (see `inside`): one with the completion, one with the test. Both have no network, no files
 but the standard library and an empty folder, no environment, no child processes, and limits on time, memory and files.
@@ -94,7 +94,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Judgement:
     """What became of a program."""
 
     result: str
@@ -127,7 +127,7 @@ def _command(kind: str, script: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def run_program(box: Sandbox, program: Program) -> Judged:
+def run_program(box: Sandbox, program: Program) -> Judgement:
     """Judge one program. Raises SandboxError where a process could not be shut in, which is no verdict."""
     begun = time.monotonic()
     calls, answers, verdict = os.pipe(), os.pipe(), os.pipe()
@@ -162,7 +162,7 @@ def run_program(box: Sandbox, program: Program) -> Judged:
         for process in processes:
             assert process.stderr is not None
             process.stderr.close()
-    return Judged(str(json.loads(text)["result"]), time.monotonic() - begun)
+    return Judgement(str(json.loads(text)["result"]), time.monotonic() - begun)
 
 
 def _why(processes: Sequence[subprocess.Popen[bytes]]) -> str:
@@ -193,10 +193,10 @@ def _read(end: int, until: float) -> bytes:
 
 def run_programs(
     box: Sandbox, programs: Sequence[Program], advance: Callable[[int], None]
-) -> list[Judged | SandboxError]:
+) -> list[Judgement | SandboxError]:
     """Judge programs on all cores, in their order; `advance(1)` after each. A failure of the sandbox stands in its place."""
 
-    def one(program: Program) -> Judged | SandboxError:
+    def one(program: Program) -> Judgement | SandboxError:
         try:
             return run_program(box, program)
         except SandboxError as error:

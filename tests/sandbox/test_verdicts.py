@@ -13,7 +13,7 @@ import pytest
 
 from perplexity_lies import sandbox
 from perplexity_lies.errors import MissingError
-from perplexity_lies.sandbox import Judged, Program, Sandbox, find_sandbox, run_program, run_programs
+from perplexity_lies.sandbox import Judgement, Program, Sandbox, find_sandbox, run_program, run_programs
 
 HUB = Path(__file__).parents[2].parent / "shared/data/hub"
 
@@ -114,10 +114,10 @@ def test_verdicts_on_all_of_humaneval_are_evalscopes(box: Sandbox) -> None:
     differing = [
         (row["task_id"], code, judged)
         for (row, code), judged in zip(asked, ours, strict=True)
-        if not isinstance(judged, Judged) or judged.passed is not by_evalscope(row, code)
+        if not isinstance(judged, Judgement) or judged.passed is not by_evalscope(row, code)
     ]
     assert len(rows) == 164 and not differing
-    assert sum(judged.passed for judged in ours[:: len(MUTATIONS)] if isinstance(judged, Judged)) == 164
+    assert sum(judged.passed for judged in ours[:: len(MUTATIONS)] if isinstance(judged, Judgement)) == 164
 
 
 def test_a_bubblewrap_that_does_not_hold_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
