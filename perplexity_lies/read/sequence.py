@@ -2,7 +2,7 @@
 
     replay([stratum(cells)], GAP_WEIGHTS, margin_pp=3, seed=0, batch=25)  ->  Replay(side=1, items=300, of=1500, ...)
 
-`target="suite"`: what would the whole suite say of this student? Units are drawn without replacement, and the last one settles it.
+`target="suite"`: what would the whole suite say of this student? Units are drawn without replacement; the last settles it.
 `target="population"`: the items stand for others of their kind; it may end without a verdict.
 """
 
@@ -20,7 +20,7 @@ from perplexity_lies.read.stats.moments import Floats
 from perplexity_lies.read.stats.regimes import Stratum
 from perplexity_lies.read.stats.sequential import ALPHA, look
 
-Target = Literal["suite", "population"]
+Frame = Literal["suite", "population"]
 BATCH = 25
 
 
@@ -89,7 +89,7 @@ def replay(
     margin_pp: float,
     seed: int = 0,
     batch: int = BATCH,
-    target: Target = "suite",
+    target: Frame = "suite",
     alpha: float = ALPHA,
 ) -> Replay:
     """Draw units in batches and stop at the first look that is certain, each side at `alpha`. Raises as `draw`."""

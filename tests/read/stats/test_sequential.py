@@ -68,7 +68,7 @@ def test_a_clear_case_is_settled_by_a_third_of_the_items():
 
 
 def test_units_average_to_the_distance_to_the_margin():
-    """Of two tasks of unequal size, with whole clusters; and of a hidden gap."""
+    """Two tasks of unequal size, one of whole clusters; and a hidden gap's span."""
     rng = np.random.default_rng(3)
     one, other = (rng.random((30, 2)) < 0.5).astype(float), (rng.random((90, 2)) < 0.7).astype(float)
     strata = [stratum(one), stratum(other, [str(i // 7) for i in range(90)], "sample")]
