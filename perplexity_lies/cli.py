@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import io
+import json
 import sys
 import tempfile
 import traceback
@@ -179,6 +180,25 @@ def gate_command(
         typer.echo(printable(f"{who}{verdict}"))
     write_verdicts(verdicts, junit=junit, summary=summary, as_json=as_json)
     raise typer.Exit(verdicts[0].exit_code)
+
+
+@app.command(
+    "rank", epilog="plies rank plies-out/runs/smoke-a-... plies-out/runs/smoke-b-... plies-out/runs/smoke-c-..."
+)
+def rank_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories of three or more checkpoints.")],
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the ranking as JSON.")] = None,
+) -> None:
+    """Rank checkpoints by log-likelihood and by generation, and say whether the two agree."""
+    from perplexity_lies.files import write_whole
+    from perplexity_lies.read.compare import compare_runs
+    from perplexity_lies.read.ranking import rank, ranking_lines
+
+    found = rank(compare_runs(*runs))
+    for line in ranking_lines(found):
+        typer.echo(printable(line))
+    if as_json is not None:
+        write_whole(as_json, json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False) + "\n")
 
 
 @app.command("suites")
