@@ -73,10 +73,14 @@ def planted(folder: Path, only: str) -> Iterator[dict[str, Any]]:
                     plant(patch, engine)
                 found = first_failed(engine)
             by = found.name if found is not None else ""
-            print(f"{'caught' if by else 'MISSED':7} {dtype:9} {name}: {by}{outside}", flush=True)
+            unmet = "" if by else engine.why_not_slots
+            print(
+                f"{'caught' if by else 'MISSED':7} {dtype:9} {name}: {by}{outside}{unmet and f' (no slots: {unmet})'}",
+                flush=True,
+            )
             yield {
                 "fault": name, "family": family, "dtype": dtype, "caught_by": by, "detail": found.detail if found else "",
-                "outside": outside,
+                "outside": outside, "no_slots": unmet,
             }  # fmt: skip
 
 

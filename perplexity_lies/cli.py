@@ -242,7 +242,7 @@ def demo_command(options: RunOptions) -> None:
 
 
 @app.command("doctor", epilog="plies doctor ./student")
-@with_options(RunOptions, *ENGINE_OPTIONS)
+@with_options(RunOptions, "chat_template_args", *ENGINE_OPTIONS)
 def doctor_command(
     options: RunOptions,
     checkpoint: Annotated[

@@ -9,6 +9,7 @@ Needs no engine, no torch and no evaluation library.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from perplexity_lies.errors import UsageError
 from perplexity_lies.extract import open_extractor
 from perplexity_lies.extract.base import Extractor
 from perplexity_lies.record.records import ItemRecord, Reading, Status
-from perplexity_lies.record.store import open_run
+from perplexity_lies.record.store import Run, reopen_run
 from perplexity_lies.rungs import RUNGS
 
 
@@ -51,16 +52,21 @@ def reread(run_path: Path | str, extractor: str, *, headline: bool = False) -> l
     """Give every record of a replying rung the reading of `extractor`, NAME or NAME=ARGUMENT; one result a task and rung.
 
     A reading of the same name and version is replaced. `headline` puts the new one first. Nothing is written when an
-    error is raised. Raises UsageError for an extractor that is not there or cannot be used, and for a run without replies.
+    error is raised. Raises UsageError for an extractor that is not there or cannot be used, for a run without replies, and for
+    one that another process is writing.
     """
-    run = open_run(run_path)
+    with contextlib.closing(reopen_run(run_path)) as run:
+        return _reread(run, extractor, headline)
+
+
+def _reread(run: Run, extractor: str, headline: bool) -> list[Reread]:
     groups: dict[tuple[str, str], list[ItemRecord]] = {}
     for record in run.records():
         if RUNGS[record.rung].replies:
             groups.setdefault((record.rung, record.task), []).append(record)
     if not groups:
         raise UsageError(
-            f"run {run_path} holds no replies to read",
+            f"run {run.path} holds no replies to read",
             found="records of rungs that rank, or none",
             mend="plies evaluate CHECKPOINT --suite NAME writes them",
         )

@@ -71,7 +71,8 @@ def _figures(comparison: Comparison, page: Page) -> dict[str, Any]:
 def _readings(comparison: Comparison, page: Page) -> dict[str, Any]:
     """By task and rung: what the headline's extractor read, then what the others did."""
     rows = [(row, found) for row in comparison.tasks for found in row.rungs.values() if found.readings]
-    return {"reread": [(row, found, [("the headline", found.sides), *found.readings.items()]) for row, found in rows]}
+    readings = [[(f"{found.extractor} (headline)", found.sides), *found.readings.items()] for _, found in rows]
+    return {"reread": [(*row, read) for row, read in zip(rows, readings, strict=True)]}
 
 
 SECTIONS = (

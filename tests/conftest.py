@@ -48,8 +48,8 @@ def _is_local(address: object) -> bool:
 SMALL_PROBES = {
     "as_a_run": {
         "SHORT_REPLIES_TOKENS": (9, 4, 1), "LONG_REPLY_TOKENS": 12, "LONG_PROMPT_TOKENS": 130, "CUT_REPLY_TOKENS": 6,
-        "STOP_REPLY_TOKENS": 8,
     },
+    "stops": {"STOP_REPLY_TOKENS": 8},
     "sampling": {"SAMPLED_TOKENS": 6},
 }  # fmt: skip
 """Constants of the guard's modules that cost most of its time, as tests of other things have them."""

@@ -14,7 +14,7 @@ from perplexity_lies.errors import UsageError
 from perplexity_lies.extract import open_extractor
 from perplexity_lies.record.manifest import CheckpointFacts, Manifest, RungFacts, SuiteFacts, TaskFacts
 from perplexity_lies.record.records import ItemRecord, Reading, Status
-from perplexity_lies.record.store import Run, open_run, start_run
+from perplexity_lies.record.store import Run, open_run, reopen_run, start_run
 from perplexity_lies.reread import reread
 from perplexity_lies.rungs import GENERATION, LOGLIKELIHOOD
 
@@ -135,3 +135,14 @@ def test_reading_again_needs_neither_torch_nor_an_evaluation_library(run: Run) -
     done = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stdout + done.stderr
     assert by_item(run)["right"].readings[-1].extractor == "last_letter@1"
+
+
+def test_a_run_that_is_being_written_is_not_read_again(run: Run) -> None:
+    before = [path.read_bytes() for path in run.record_files()]
+    writer = reopen_run(run.path)
+    with pytest.raises(UsageError, match="being written by another process"):
+        reread(run.path, "number")
+    assert [path.read_bytes() for path in run.record_files()] == before
+    writer.close()
+    reread(run.path, "number")
+    reopen_run(run.path).close()

@@ -179,6 +179,8 @@ class ShownModel:
     """Dtype of the weights: `float32`, `bfloat16`, `float16`."""
     threads: int
     """CPU threads the engine computes with."""
+    why_not_cached: str = ""
+    """Why the engine runs no single token from the model's cache; empty where it does."""
 
 
 class Engine(abc.ABC):

@@ -218,8 +218,13 @@ class EndpointEngine(Engine):
             for special in hidden:
                 text = text.replace(special, "")
             counted = usage_of(content, "prompt_tokens")
-            if ids and counted not in (None, len(ids)):
+            if ids and counted is not None and counted > len(ids):
                 raise ValueError(f"the server read {counted} tokens of a prompt of {len(ids)}")
+            if ids and counted is not None and counted < len(ids):  # asked again, it would cut again
+                return replace(
+                    lost(f"the server cut the prompt: it read {counted} of its {len(ids)} tokens", False),
+                    truncated_tokens=cut + len(ids) - counted,
+                )
             unread = 0 if ids else tokens_not_read(content, request.messages, known)
             prompt_tokens, grown = len(ids) or counted or 0, usage_of(content, "completion_tokens")
             if grown is None:

@@ -34,7 +34,7 @@ class Fit(NamedTuple):
     why_not_shared: str
     """Copied, and several tokens run from it."""
     why_not_slots: str
-    """Copied into slots, and one token run from rows of different lengths."""
+    """Copied into slots, and one token run from rows of different lengths; never where `why_not_cached` says something."""
     why_not_cached: str
     """One token run from it, all rows of one length."""
 
@@ -61,11 +61,11 @@ def find_fit(model: Any, device: torch.device) -> Fit:
         ) from reason  # fmt: skip
     noise = float((first - whole[:, :SHORT]).abs().max() / whole.abs().max())
     given = (model, ids, whole, min(coarse, NOISES * max(noise, ROUNDINGS * torch.finfo(whole.dtype).eps)))
-    unshared = _why_not(_check_shared, *given)
+    unshared, uncached = _why_not(_check_shared, *given), _why_not(_check_cached, *given)
     return Fit(
         why_not_shared=unshared,
-        why_not_slots=unshared or _why_not(_check_slots, *given),
-        why_not_cached=_why_not(_check_cached, *given),
+        why_not_slots=unshared or uncached or _why_not(_check_slots, *given),
+        why_not_cached=uncached,
     )
 
 

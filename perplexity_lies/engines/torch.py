@@ -106,7 +106,9 @@ class TorchEngine(Engine):
 
     @property
     def shown(self) -> ShownModel:
-        return ShownModel(model=self.model, dtype=self.settings["dtype"], threads=self.threads)
+        return ShownModel(
+            model=self.model, dtype=self.settings["dtype"], threads=self.threads, why_not_cached=self.why_not_cached
+        )
 
     @property
     def has_chat_template(self) -> bool:

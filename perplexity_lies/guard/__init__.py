@@ -18,8 +18,8 @@ and 3.4 in float16; from the cache, the median token moves by 0.7 units and the 
 chose another expert).
 
 Faults that show only in a run (rows that enter late, buffers that grow, long replies, stop strings, sampling) are looked for in
-`as_a_run.py` and `sampling.py`, token ids in `question.py`. `typical.py` has bars for the bulk of many numbers, which see below
-float32 what one bar for the largest cannot; `coverage.py` says what no check looks at.
+`as_a_run.py`, `stops.py` and `sampling.py`, token ids in `question.py`. `typical.py` has bars for the bulk of many numbers, which
+see below float32 what one bar for the largest cannot; `coverage.py` says what no check looks at.
 
 `benchmarks/guard_faults.py` plants every fault of `tests/guard/planted.py` and counts what is caught.
 """

@@ -1,4 +1,4 @@
-"""The guard's checks that drive the engine as a run does: more rows than slots, long prompts and replies, cuts, stop strings.
+"""The guard's checks that drive the engine as a run does: more rows than slots, long prompts and replies, cuts.
 
 With a shown model every token of every reply is held against a full forward pass over its prompt and reply (`watch.py`), so
 a long reply costs one pass more than writing it did.
@@ -6,13 +6,11 @@ a long reply costs one pass more than writing it did.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from perplexity_lies.engines.base import GenerateRequest, GenerateResult, ScoreRequest
-from perplexity_lies.guard.subject import UNREADABLE, CannotCheck, Check, Subject
+from perplexity_lies.guard.subject import CannotCheck, Check, Subject
 from perplexity_lies.guard.typical import typical
 
 if TYPE_CHECKING:
@@ -35,10 +33,6 @@ STRETCH_TOKENS = 8
 MOST_STRETCHES = 40
 CUT_CONTEXT_TOKENS = 1024
 """A checkpoint of a longer context is not asked for a continuation beyond it: it would cost too much."""
-STOP_REPLY_TOKENS = 48
-STOP_TEXTS = 2
-STOP_PLACES = (2, 5, 17, 40)
-"""Tokens of a reply after which a stop string ends."""
 
 
 @dataclass(slots=True)
@@ -250,86 +244,3 @@ def truncation(subject: Subject) -> Check:
         name="truncation", passed=passed, measured=max(apart), tolerance=subject.tolerance.nats,
         detail="; ".join([detail, *faults]),
     )  # fmt: skip
-
-
-def stop_strings(subject: Subject) -> Check:
-    """A reply ends before the first of its stop strings, which begin and end inside tokens, and not before."""
-    engine, reference = subject.engine, subject.reference
-    probes = [subject.probe(text) for text in subject.texts[:STOP_TEXTS]]
-    room = min(STOP_REPLY_TOKENS, engine.context_tokens - max(len(probe.ids) for probe in probes) - 1)
-    with _without_ends(reference):
-        requests = []
-        replies = subject.reply([probe.request(room) for probe in probes])
-        for probe, whole in zip(probes, replies, strict=True):
-            stops = _stops(subject, whole)
-            requests += [_stopped(probe.request(room), (stop,)) for stop in stops]
-            if len(stops) > 1:
-                requests.append(_stopped(probe.request(room), (stops[-1], "\u2603", stops[0])))
-        if not requests:
-            raise CannotCheck("no reply has a text to stop at")
-        replies = subject.reply(requests)
-    faults = [
-        fault for request, reply in zip(requests, replies, strict=True) if (fault := _ran_on(subject, request, reply))
-    ]
-    met = sum(reply.finish_reason == "stop_string" for reply in replies)
-    detail = f"{len(requests)} replies with stop strings out of {len(probes)} greedy replies: {met} stopped"
-    if faults:
-        detail += f", {len(faults)} wrongly: {faults[0]}"
-    if not met and not faults:
-        raise CannotCheck("no reply came to its stop string again")
-    return Check.counted("stop strings", len(faults), subject.tolerance.replies * len(requests), detail)
-
-
-def _without_ends(reference: Reference | None) -> contextlib.AbstractContextManager[None]:
-    if reference is None:
-        return contextlib.nullcontext()
-    from perplexity_lies.guard.watch import kept_out
-
-    return kept_out(reference, reference.end_ids)
-
-
-def _stopped(request: GenerateRequest, stop: tuple[str, ...]) -> GenerateRequest:
-    return GenerateRequest(
-        prompt=request.prompt, add_special_tokens=request.add_special_tokens, max_new_tokens=request.max_new_tokens,
-        max_prompt_tokens=request.max_prompt_tokens, stop=stop,
-    )  # fmt: skip
-
-
-def _stops(subject: Subject, whole: GenerateResult) -> list[str]:
-    """Stop strings of two to three tokens out of a reply, each ending in another place."""
-    found = []
-    for place in STOP_PLACES:
-        if whole.token_ids:
-            before, text = subject.decode(whole.token_ids[: max(0, place - 2)]), subject.decode(whole.token_ids[:place])
-            stop = text[len(before) :] if text.startswith(before) else ""
-            stop = stop[1:] if len(stop) > 2 else stop
-        else:
-            stop = whole.text[4 * place : 4 * place + 3]
-        if stop.strip() and UNREADABLE not in stop and stop not in found and stop in whole.text:
-            found.append(stop)
-    return found
-
-
-def _ran_on(subject: Subject, request: GenerateRequest, reply: GenerateResult) -> str:
-    """What is wrong about a reply with stop strings, by its own tokens; empty where nothing is."""
-    if any(stop in reply.text for stop in request.stop):
-        return "the stop string stands in the text"
-    if not reply.token_ids:
-        return ""
-    text, spelled = (subject.decode(reply.token_ids, special_tokens=kept) for kept in (False, True))
-    first = _first(text, request.stop)
-    if spelled != text and _first(spelled, request.stop) is not None and reply.finish_reason == "stop_string":
-        return ""  # a stop string may stand in a special token; where the reply is then cut is not checked
-    if first is None:
-        stopped_early = reply.finish_reason == "stop_string" or len(reply.token_ids) < request.max_new_tokens
-        return f"ended after {len(reply.token_ids)} tokens without its stop string" if stopped_early else ""
-    if _first(subject.decode(reply.token_ids[:-1]), request.stop) is not None:
-        return "went on after its stop string"
-    if reply.text != text[:first]:
-        return "not cut at its stop string"
-    return "" if reply.finish_reason == "stop_string" else f"finish reason {reply.finish_reason!r}"
-
-
-def _first(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of some strings begins in a text."""
-    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from perplexity_lies.engines.base import GenerateRequest, GenerateResult, ScoreRequest
-from perplexity_lies.guard.as_a_run import as_a_run, long_replies, stop_strings, truncation
+from perplexity_lies.guard.as_a_run import as_a_run, long_replies, truncation
 from perplexity_lies.guard.ends import end_token
 from perplexity_lies.guard.question import one_question, times_over
 from perplexity_lies.guard.sampling import sampling
+from perplexity_lies.guard.stops import stop_strings
 from perplexity_lies.guard.subject import (
     CONTINUATION_TOKENS,
     UNREADABLE,
@@ -155,10 +156,14 @@ def cached_against_full(subject: Subject) -> Check:
     said = [_said(subject.reply_alone(probe.request())) for probe in probes]
     differing = sum(a != subject.expected(probe) for a, probe in zip(said, probes, strict=True))
     sure = sum(probe.sure for probe in probes)
-    detail = (
-        f"the model's cache token by token: {'in the median' if tolerance.cached_median else 'up to'} {worst:.2g} nats "
-        f"from a full forward pass; {differing} of {len(probes)} greedy replies ({sure} sure tokens) differ"
+    unused = subject.reference.why_not_cached
+    cache = (
+        f"the engine runs no single token from the model's cache ({unused})"
+        if unused
+        else f"the model's cache token by token: {'in the median' if tolerance.cached_median else 'up to'} {worst:.2g} nats "
+        "from a full forward pass"
     )
+    detail = f"{cache}; {differing} of {len(probes)} greedy replies ({sure} sure tokens) differ"
     passed = worst <= tolerance.cached_nats and not differing
     return Check(
         name="cached against full", passed=passed, measured=worst, tolerance=tolerance.cached_nats, detail=detail
@@ -234,20 +239,23 @@ def _reads_back(subject: Subject, probe: Probe, head: GenerateResult, tokens: in
 
 def negative_control(subject: Subject) -> Check:
     """Scored as LAMBADA is: a continuation is greedy by log-likelihood exactly when greedy generation writes it."""
-    compared = said_greedy = disagree = 0
-    cases = {True: 0, False: 0}
+    asked: dict[str, tuple[ScoreRequest, GenerateRequest]] = {}
     for probe in _sure([subject.probe(text) for text in (*subject.texts, *subject.items)], 1):
         for continuation in _continuations(subject, probe):
             request = ScoreRequest(context_ids=probe.ids, continuation_ids=continuation)
-            if subject.reference and subject.reference.score(*_pair(request)).margin <= subject.tolerance.margin:
-                continue
-            flag = subject.score_alone(request).is_greedy
-            text, meant = subject.reply_alone(probe.request(len(continuation))).text, subject.decode(continuation)
-            said = text == meant
-            if said and not flag and (UNREADABLE in meant or not meant):
-                continue
-            compared, said_greedy, disagree = compared + 1, said_greedy + (said or flag), disagree + (said != flag)
-            cases[flag] += 1
+            asked.setdefault(request.key, (request, probe.request(len(continuation))))
+    scored = subject.score([request for request, _ in asked.values()])
+    distinct = list({reply.key: reply for _, reply in asked.values()}.values())
+    written = dict(zip((reply.key for reply in distinct), subject.reply(distinct), strict=True))
+    compared = said_greedy = disagree = 0
+    cases = {True: 0, False: 0}
+    for (request, reply), found in zip(asked.values(), scored, strict=True):
+        text, meant = written[reply.key].text, subject.decode(request.continuation_ids)
+        flag, said = found.is_greedy, text == meant
+        if said and not flag and (UNREADABLE in meant or not meant):
+            continue
+        compared, said_greedy, disagree = compared + 1, said_greedy + (said or flag), disagree + (said != flag)
+        cases[flag] += 1
     if not all(cases.values()) and not disagree:
         raise CannotCheck(f"{cases[True]} of {compared} continuations are greedy: nothing is told apart")
     detail = f"{compared} continuations, {cases[True]} of them greedy by log-likelihood: generation says otherwise of {disagree}"
@@ -259,7 +267,10 @@ def _pair(request: ScoreRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _continuations(subject: Subject, probe: Probe) -> list[tuple[int, ...]]:
-    """First token, first word and all of the greedy reply; and each of these with its last token changed."""
+    """First token, first word and all of the greedy reply; and each of these with its last token changed.
+
+    With a reference, those whose greedy flag rounding could turn are left out.
+    """
     if probe.greedy is not None and subject.reference is not None:
         ids = tuple(token for token in probe.greedy.ids[: probe.sure] if token not in subject.reference.end_ids)
     else:
@@ -271,7 +282,11 @@ def _continuations(subject: Subject, probe: Probe) -> list[tuple[int, ...]]:
     lengths = sorted({1, word, len(ids)}) if ids else []
     true = [ids[:n] for n in lengths]
     others = [token for token in probe.ids[::-1] if subject.decode([token]).strip()]
-    return true + [(*greedy[:-1], other) for greedy in true for other in [t for t in others if t != greedy[-1]][:1]]
+    found = true + [(*greedy[:-1], other) for greedy in true for other in [t for t in others if t != greedy[-1]][:1]]
+    if subject.reference is None or not found:
+        return found
+    margins = subject.reference.margins(probe.ids, ids, found)
+    return [one for one, margin in zip(found, margins, strict=True) if margin > subject.tolerance.margin]
 
 
 def chat_template(subject: Subject) -> Check:

@@ -9,6 +9,7 @@ from rich.text import Text
 from perplexity_lies.checkpoint.lookup import resolve
 from perplexity_lies.engines import engine_of, open_engine
 from perplexity_lies.engines.base import EngineOptions
+from perplexity_lies.engines.template import template_args
 from perplexity_lies.guard import Guarded, guard
 from perplexity_lies.options import RunOptions
 
@@ -16,15 +17,19 @@ STATES = {True: Text("passed", style="green"), False: Text("FAILED", style="bold
 
 
 def examine(checkpoint: str, options: RunOptions) -> Guarded:
-    """Load `checkpoint` and run the guard's full form on it. Raises what resolving and loading raise."""
+    """Load `checkpoint` and run the guard's full form on it, with the chat-template arguments and the judgement of a run.
+
+    Raises UsageError for arguments that are not JSON, and what resolving and loading raise.
+    """
+    given = template_args(options.chat_template_args, "--chat-template-args")
     named = resolve(
         checkpoint,
         allow_pickle=options.allow_pickle,
         trust_remote_code=options.trust_remote_code,
         tokenizer=options.tokenizer,
     )
-    loading = EngineOptions(device=options.device, dtype=options.dtype)
-    return guard(open_engine(engine_of(options.engine, named), named, loading), full=True)
+    loading = EngineOptions(device=options.device, dtype=options.dtype, chat_template_args=given)
+    return guard(open_engine(engine_of(options.engine, named), named, loading), full=True, beginnings_told=True)
 
 
 def render(found: Guarded) -> RenderableType:

@@ -52,6 +52,7 @@ class Reference:
 
     def __init__(self, shown: ShownModel, tokenizer: Any) -> None:
         self.model, self.threads = shown.model, shown.threads
+        self.why_not_cached = shown.why_not_cached
         self.device = next(self.model.parameters()).device
         self.end_ids = stated_end_ids(self.model, tokenizer)
 
@@ -74,6 +75,16 @@ class Reference:
     def score(self, context: Sequence[int], continuation: Sequence[int]) -> Scored:
         """Log-likelihood of `continuation` after `context`, from one full forward pass over both."""
         return scored(self.logits([[*context, *continuation]])[0][len(context) - 1 : -1], continuation)
+
+    def margins(
+        self, prompt: Sequence[int], reply: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """`Scored.margin` of each of `continuations` after `prompt`, from one pass over `reply`.
+
+        Each must be a beginning of `reply`, save for its last token.
+        """
+        logits = self.logits([[*prompt, *reply]])[0][len(prompt) - 1 :]
+        return [scored(logits[: len(one)], one).margin for one in continuations]
 
     def greedy(self, prompt: Sequence[int], most_tokens: int) -> Greedy:
         """Up to `most_tokens` greedy tokens after `prompt`, one full forward pass each; stops at an end token."""
@@ -129,6 +140,12 @@ class Reference:
             yield
         finally:
             handle.remove()
+
+    @property
+    def rows(self) -> int:
+        """Tokens that the output projection can say."""
+        head = self.model.get_output_embeddings()
+        return int(head.weight.shape[0]) if head is not None else 0
 
     @property
     def can_nudge(self) -> bool:

@@ -36,9 +36,12 @@ def decile(numbers: Sequence[float]) -> float:
 
 
 def own_cache(subject: Subject) -> list[float]:
-    """For each token of the fixed texts, how far the model's own cache, token by token, is from a full forward pass, in nats."""
+    """For each token of the fixed texts, how far the model's own cache, token by token, is from a full forward pass, in nats.
+
+    A single 0.0 where the engine does not use it so: what is not used excuses nothing.
+    """
     reference = subject.reference
-    if reference is None:
+    if reference is None or reference.why_not_cached:
         return [0.0]
     apart: list[float] = []
     for text in subject.texts:

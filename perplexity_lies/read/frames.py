@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perplexity_lies.read.numbers import ABSENT, SHORT, STATUS_CODES, Side, SideScore, TaskItems, TaskRow
+from perplexity_lies.read.pairing import read_of
 from perplexity_lies.read.stats.estimate import Estimate, detectable
 from perplexity_lies.read.texts import records_of
 from perplexity_lies.rungs import CONTRASTS, RUNGS
@@ -80,13 +81,17 @@ def item_lines(items_of: Sequence[TaskItems], sides: Sequence[Side]) -> Iterator
 
 
 def reply_lines(sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
-    """One line per record. Raises MissingError where a run directory is gone or has changed."""
+    """One line per record; `fallback`: a fallback rule read its answer.
+
+    Raises MissingError where a run directory is gone or has changed.
+    """
     for side, record in records_of(sides):
         reading = record.headline
         yield {
             "side": side.label, "name": side.name, "task": record.task, "subject": record.subject, "item": record.item,
             "rung": record.rung, "seed": record.seed, "score": reading.score, "status": str(reading.status),
-            "answer": reading.answer, "rule": reading.rule, "extractor": reading.extractor, "gold": record.gold,
+            "answer": reading.answer, "rule": reading.rule, "extractor": reading.extractor,
+            "fallback": read_of(reading).by_fallback, "gold": record.gold,
             "prompt": record.prompt, "text": record.text, "choices": record.choices,
             "choice_loglikelihoods_nats": record.choice_loglikelihoods_nats, "finish_reason": record.finish_reason,
             "completion_tokens": record.completion_tokens, "fragile": record.fragile, "error": record.error,

@@ -86,6 +86,7 @@ class RungRow(Checked):
 
     rung: str
     metric: str
+    """The suite's; that of `extractor` where the replies were read again by another one."""
     source: str
     chance: float | None
     """Score of guessing, in [0, 1], where the suite knows it."""
@@ -93,6 +94,8 @@ class RungRow(Checked):
     """In the order of `Comparison.sides`."""
     readings: dict[str, tuple[SideScore, ...]] = field(default_factory=dict)
     """Extractor -> the same replies read by it, for extractors beside the headline's."""
+    extractor: str = ""
+    """What read the answers that the numbers come from; several, with commas between, where records differ."""
 
     @property
     def n(self) -> int:

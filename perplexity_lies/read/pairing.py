@@ -40,7 +40,8 @@ class Read:
     """Whether the answer was not given in the form that was asked for."""
 
 
-def _read(reading: Reading) -> Read:
+def read_of(reading: Reading) -> Read:
+    """What a comparison keeps of a reading."""
     by_fallback = bool(reading.answer) and reading.rule.startswith(FALLBACK)
     return Read(reading.status, reading.score, reading.metric, by_fallback)
 
@@ -104,7 +105,7 @@ def scan(run: Run) -> Records:
 
 
 def _seen(record: ItemRecord) -> Seen:
-    readings = {reading.extractor: _read(reading) for reading in record.readings}
+    readings = {reading.extractor: read_of(reading) for reading in record.readings}
     return Seen(
         seed=record.seed,
         subject=record.subject,

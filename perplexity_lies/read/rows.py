@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from perplexity_lies.read.numbers import OVERALL, RungRow, SideScore, TaskRow, Unpaired
-from perplexity_lies.read.pairing import Paired, Records, Seen, both, pair, read_by
+from perplexity_lies.read.pairing import LIBRARY_VERSION, Paired, Records, Seen, both, pair, read_by
 from perplexity_lies.read.stats.moments import Floats
 from perplexity_lies.read.stats.multiple import benjamini_hochberg, holm
 from perplexity_lies.read.stats.paired import flips, mcnemar_p
@@ -113,10 +113,13 @@ def _chances(rung: str, chance: float | None) -> list[float]:
 
 
 def _rung_row(rung: str, facts: RungFacts, sample: Sample) -> RungRow:
-    metrics = {seen.headline.metric for records in sample.records for seen in records}
+    every = [seen for records in sample.records for seen in records]
+    metrics, extractors = {seen.headline.metric for seen in every}, {next(iter(seen.readings)) for seen in every}
+    as_asked = not metrics or facts.metric in metrics or all(map(LIBRARY_VERSION.search, extractors))
     return RungRow(
         rung=rung,
-        metric=facts.metric or ", ".join(sorted(metrics)),
+        metric=facts.metric if facts.metric and as_asked else ", ".join(sorted(metrics)),
+        extractor=", ".join(sorted(extractors)),
         source=facts.source,
         chance=facts.chance,
         sides=_side_scores(sample),

@@ -109,19 +109,10 @@ def start_run(out: Path, *, identity: dict[str, Any], manifest: Manifest, label:
     path = out / f"{_slug(label)}-{short_key(identity)}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
+        lock = _locked(path)
     except OSError as error:
         raise UsageError(
             f"--out {out} cannot be written", found=str(error), mend="--out DIR with a directory of yours"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise UsageError(
-            f"run {path} is being written by another process",
-            found="its lock is held",
-            mend="wait for it, or give another --out",
         ) from error
     stored = path / "manifest.json"
     if not stored.exists():
@@ -134,6 +125,36 @@ def start_run(out: Path, *, identity: dict[str, Any], manifest: Manifest, label:
         raise UsageError(
             error.asked, found=error.found, mend=f"delete {stored}, then the same again: its answers are in responses/"
         ) from error
+
+
+def _locked(path: Path) -> IO[str]:
+    """The lock of a run directory, held. Raises UsageError when another process holds it, OSError when it cannot be written."""
+    lock = (path / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise UsageError(
+            f"run {path} is being written by another process",
+            found="its lock is held",
+            mend="wait for it, or give another --out",
+        ) from error
+    return lock
+
+
+def reopen_run(path: Path | str) -> Run:
+    """A run directory that is there, for writing: locked for this process. Close it.
+
+    Raises UsageError for a path that is not one, when another process holds it, and when it cannot be written.
+    """
+    found = open_run(path)
+    try:
+        lock = _locked(found.path)
+    except OSError as error:
+        raise UsageError(
+            f"run {path} cannot be written", found=str(error), mend="a copy of it that is yours"
+        ) from error
+    return dataclasses.replace(open_run(path), _lock=lock)
 
 
 def open_run(path: Path | str) -> Run:

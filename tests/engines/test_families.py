@@ -176,6 +176,7 @@ def test_scores_and_replies_are_those_of_full_passes(family: str, tmp_path: Path
     way, extra = FAMILIES[family]
     engine = engine_of(family, tmp_path, extra)
     assert used(engine) == way, (engine.why_not_shared, engine.why_not_slots, engine.why_not_cached)
+    assert engine.why_not_slots or not engine.why_not_cached, "slots run single tokens from states"
     requests = few_shot_requests(seed=3)[:16]
     found = {result.key: result for batch in engine.score(requests) for result in batch}
     asked = [GenerateRequest(prompt=prompt, add_special_tokens=False, max_new_tokens=TOKENS) for prompt in PROMPTS]

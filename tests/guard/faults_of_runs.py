@@ -107,6 +107,18 @@ def stop_cuts_a_letter_more(result: GenerateResult, engine: Any) -> GenerateResu
     return dataclasses.replace(result, text=result.text[:-1]) if result.finish_reason == "stop_string" else result
 
 
+def stops_without_special_tokens(patch: pytest.MonkeyPatch, _: TorchEngine) -> None:
+    patch.setattr(decoding, "decode_all", decoding.decode_text)
+
+
+def special_stop_kept(result: GenerateResult, engine: Any) -> GenerateResult:
+    """The text is cut at its last special token only: what a stop string has before that stays."""
+    special = set(engine.tokenizer.all_special_ids)
+    if result.finish_reason == "stop_string" and result.token_ids[-1] in special:
+        return dataclasses.replace(result, text=decoding.decode_text(engine.tokenizer, result.token_ids))
+    return result
+
+
 # ── sampling ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -57,6 +57,8 @@ PLANTED: dict[str, tuple[str, Break | type]] = {
     "stop strings within one token only": ("llama", runs.stop_within_one_token),
     "stop string left in the text": ("llama", runs.results(runs.stop_kept)),
     "cut one letter before the stop string": ("llama", runs.results(runs.stop_cuts_a_letter_more)),
+    "stop strings searched without special tokens": ("llama", runs.stops_without_special_tokens),
+    "the text cut after a special stop string": ("llama", runs.results(runs.special_stop_kept)),
     # sampling
     "temperature ignored": ("llama", runs.sampled(temperature=1.0)),
     "temperature multiplied, by 1.3": ("llama", runs.scaled(1.3)),

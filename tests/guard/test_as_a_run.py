@@ -16,10 +16,12 @@ from perplexity_lies.engines.base import Sampling
 from perplexity_lies.engines.slots import Slots
 from perplexity_lies.engines.torch import TorchEngine
 from perplexity_lies.guard import _subject, first_failed
-from perplexity_lies.guard.as_a_run import as_a_run, stop_strings
+from perplexity_lies.guard.as_a_run import as_a_run
 from perplexity_lies.guard.question import another_day, one_question
 from perplexity_lies.guard.sampling import MOST_ERRORS, SETTINGS, errors_of, kept_probabilities, place_of
+from perplexity_lies.guard.stops import stop_strings
 
+from ..engines.conftest import SPECIAL
 from .planted import PLANTED
 
 WHOLE_PROBES = True
@@ -30,6 +32,8 @@ QUICK = {
     "shrinking mixes up lengths": ("bfloat16", "as a run"),
     "growing drops the last key": ("float32", "as a run"),
     "stop strings within one token only": ("float32", "stop strings"),
+    "stop strings searched without special tokens": ("bfloat16", "stop strings"),
+    "the text cut after a special stop string": ("float32", "stop strings"),
     "top_k one too wide": ("float32", "sampling"),
     "seeds by place in the batch": ("float32", "sampling"),
     "cut on the right": ("float32", "truncation"),
@@ -95,6 +99,8 @@ def test_stop_strings_span_tokens_and_are_met(
     stops = [row for row in asked if row.request.stop]
     assert found.passed and len(stops) >= 4
     assert any(len(row.request.stop) > 1 for row in stops)
+    special = [row for row in stops if any(name in stop for name in SPECIAL for stop in row.request.stop)]
+    assert len(special) == 2 and all(row.finish_reason == "stop_string" for row in special)
     assert all(len(stop) >= 2 for row in stops for stop in row.request.stop if stop != "\u2603"), (
         "a token is a letter here"
     )

@@ -140,6 +140,48 @@ def test_doctor_prints_what_it_measured_and_exits_by_it(
     assert broken.value.code == 1 and "FAILED" in said and "shared prefixes" in said
 
 
+def changed(source: Path, target: Path, template: str) -> Path:
+    """A copy of a checkpoint whose tokenizer adds BOS, with this chat template."""
+    shutil.copytree(source, target)
+    fast = json.loads((target / "tokenizer.json").read_text())
+    whole = [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    fast["post_processor"] = {
+        "type": "TemplateProcessing", "single": whole, "pair": [*whole, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [1], "tokens": ["<bos>"]}},
+    }  # fmt: skip
+    (target / "tokenizer.json").write_text(json.dumps(fast))
+    (target / "chat_template.jinja").write_text(template)
+    return target
+
+
+def test_doctor_judges_a_chat_template_as_a_run_does(
+    family_checkpoint: Callable[..., Path], suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A BOS that the tokenizer alone adds is noted, for doctor and for a run; `--chat-template-args` reach the template."""
+    template = (
+        "{{ strftime_now('%H') }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+        "{% if not open %}<eos>{% endif %}"
+    )
+    checkpoint = str(changed(family_checkpoint("llama"), tmp_path / "c", template))
+
+    def left(*command: str) -> tuple[Any, str]:
+        with pytest.raises(SystemExit) as code:
+            main([*command, "--device", "cpu"])
+        return code.value.code, " ".join(capsys.readouterr().out.split())
+
+    code, said = left("doctor", checkpoint)
+    assert code == 1 and "The guard failed (one question)" in said
+    given = ("--chat-template-args", '{"open": true}')
+    code, said = left("doctor", checkpoint, *given)
+    assert code == 0 and "The guard passed" in said
+    assert left("doctor", checkpoint, "--chat-template-args", "open")[0] == 2
+    run = ("evaluate", checkpoint, "--suite", str(suite), "--out", str(tmp_path / "out"))
+    assert left(*run)[0] == 1 and left(*run, *given)[0] == 0
+    facts = [json.loads(path.read_text())["guard"] for path in (tmp_path / "out" / "runs").glob("*/manifest.json")]
+    assert sorted(one["one question"]["passed"] for one in facts) == [False, True]
+    assert all("the tokenizer puts BOS before a chat" in one["one question"]["detail"] for one in facts)
+
+
 def test_doctor_of_nothing_usable_is_a_plain_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as code:
         main(["doctor", str(tmp_path / "none")])

@@ -50,6 +50,8 @@ class Service:
     listed: tuple[str, ...] = (MODEL,)
     context_tokens: int | None = None
     adds_bos: bool = False
+    reads_tokens: int | None = None
+    """Cuts longer prompts from the left, and tells it by its count alone."""
     faults: list[Fault] = field(default_factory=list)
     asked: list[tuple[str, dict[str, Any], float]] = field(default_factory=list)
     """(path, body, when) of every POST."""
@@ -90,6 +92,7 @@ class Service:
             ids = self.ids_of(self.text_of(body))
         else:
             ids = self.ids_of(body["prompt"])
+        ids = ids if self.reads_tokens is None else ids[-self.reads_tokens :]
         raw, specials = not body.get("skip_special_tokens", True), special_texts(self.engine.tokenizer)
         stop = [text for text in body.get("stop", ()) if raw or not any(special in text for special in specials)]
         request = GenerateRequest(

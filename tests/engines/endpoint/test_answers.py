@@ -82,6 +82,21 @@ def test_a_server_that_puts_its_bos_before_a_text(files: Path, tmp_path: Path) -
         assert result.failed and "the server read 7 tokens of a prompt of 6" in result.error
 
 
+def test_a_prompt_that_the_server_cuts_is_refused_and_not_asked_again(torch_engine: Any, files: Path) -> None:
+    with serving(torch_engine, echoes=False, reads_tokens=48) as service:
+        engine = connect(service, files)
+        texts = ("A pear", "The pear is on the table and the apple is under it; what is on the table?")
+        asked = [GenerateRequest(prompt=text, add_special_tokens=False, max_new_tokens=4) for text in texts]
+        tokens = len(engine.encode(texts[1], False))
+        assert tokens > 48
+        before = len(service.asked)
+        whole, cut = replied(engine, asked)
+        assert len(service.asked) == before + 2
+    assert whole.error == "" and whole.truncated_tokens == 0
+    assert not cut.failed and cut.truncated_tokens == tokens - 48
+    assert cut.error == f"the server cut the prompt: it read 48 of its {tokens} tokens"
+
+
 def test_chats_where_the_tokenizer_is_not_known(torch_engine: Any, service: Service) -> None:
     engine = connect(service, None)
     assert engine.takes_messages and "--tokenizer" in engine.why_no_score
