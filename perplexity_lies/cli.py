@@ -64,6 +64,11 @@ app = typer.Typer(
 )
 
 
+data_app = typer.Typer(no_args_is_help=True, help="Datasets of a suite: fetch them into a mirror, check what is there.")
+app.add_typer(data_app, name="data")
+
+SuiteArgument = Annotated[str, typer.Argument(help="Name (see `plies suites`) or YAML file.")]
+FolderArgument = Annotated[Path, typer.Argument(help="The mirror: DIR/org/name.", metavar="DIR")]
 CHECKPOINT = "Directory, hub id\\[@revision], builtin:teacher, or http://HOST:PORT/v1#MODEL."
 SuiteOption = Annotated[str, typer.Option("--suite", help="Name (see `plies suites`) or YAML file.")]
 AcceptGuard = Annotated[
@@ -229,6 +234,29 @@ def suites_command(
             typer.echo(f"# {dataset}: {mirror.folder(dataset)}")
         except PliesError as error:
             typer.echo(f"# {dataset}: {'; '.join(error.mend)}")
+
+
+@data_app.command("fetch", epilog="plies data fetch paper ./hub")
+def fetch_command(suite: SuiteArgument, folder: FolderArgument) -> None:
+    """Download the datasets of SUITE into DIR in hub layout. What is there already stays."""
+    from perplexity_lies.catalogue.fetch import fetch
+    from perplexity_lies.catalogue.suite import load_suite
+
+    for line in fetch(load_suite(suite), folder):
+        typer.echo(printable(line))
+
+
+@data_app.command("check", epilog="plies data check paper ./hub")
+def check_command(suite: SuiteArgument, folder: FolderArgument) -> None:
+    """What DIR holds of the datasets of SUITE: rows, revision, digest. Exit code 3 where some are missing."""
+    from perplexity_lies.catalogue.fetch import check
+    from perplexity_lies.catalogue.mirror import open_mirror
+    from perplexity_lies.catalogue.suite import load_suite
+
+    wanted, mirror = load_suite(suite), open_mirror(folder)
+    for found in check(wanted, mirror):
+        typer.echo(printable(str(found)))
+    mirror.refuse_missing(wanted.datasets, f"plies data fetch {suite} {folder}")
 
 
 @app.command("demo")

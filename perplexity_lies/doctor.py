@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from perplexity_lies.checkpoint.lookup import BUILTINS, resolve
-from perplexity_lies.errors import EXIT_MISSING, PliesError
+from perplexity_lies.errors import EXIT_MISSING, MissingError, PliesError
 from perplexity_lies.installed import DISTRIBUTION, Finding, State, packages
+from perplexity_lies.sandbox import find_sandbox
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -101,6 +102,17 @@ def _writable() -> Finding:
     )
 
 
+def _sandbox() -> Finding:
+    name, purpose = "sandbox", "--run-code: HumanEval"
+    try:
+        box = find_sandbox()
+    except MissingError as error:
+        found = "; ".join(error.found)
+        return Finding(group="machine", name=name, state=State.ABSENT, found=found, purpose=purpose, mend=error.mend[0])
+    found = f"{box.name}, tried out: no network, no files, no child processes"
+    return Finding(group="machine", name=name, state=State.OK, found=found, purpose=purpose)
+
+
 def _builtin(word: str) -> Finding:
     name, purpose = f"builtin:{word}", "plies demo"
     try:
@@ -142,5 +154,5 @@ def render(findings: Sequence[Finding]) -> RenderableType:
 
 def report() -> list[Finding]:
     """Every finding, in the order of the report."""
-    machine = [_python(), _cuda(), _browser(), _data(), _writable()]
+    machine = [_python(), _cuda(), _browser(), _data(), _sandbox(), _writable()]
     return [*machine, *packages(), *(_builtin(word) for word in BUILTINS)]

@@ -47,6 +47,11 @@ class RunOptions:
     limit: Annotated[int | None, typer.Option("--limit", help="First items of each task only; the report says so.")] = (
         None
     )
+    tasks: Annotated[str | None, typer.Option("--tasks", help="These tasks of the suite only, commas between.")] = None
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Seeds in place of the suite's: 1,2,3.")] = None
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Take the likeliest token each time, whatever the suite samples with.")
+    ] = False
     rungs: Annotated[
         str | None,
         typer.Option(
@@ -69,6 +74,9 @@ class RunOptions:
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")] = False
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python that comes with the checkpoint.")
+    ] = False
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run code that checkpoints write (HumanEval), in a sandbox.")
     ] = False
     quiet: bool = False
     """No progress on stderr. From Python only."""
@@ -97,7 +105,9 @@ class RunOptions:
 
 ENGINE_OPTIONS = ("engine", "tokenizer", "device", "dtype", "allow_pickle", "trust_remote_code")
 """Fields of `RunOptions` that say how a checkpoint is loaded."""
-RUN_OPTIONS = ("data", "out", "limit", "rungs", "chat_template_args", *ENGINE_OPTIONS)
+RUN_OPTIONS = (
+    "data", "out", "limit", "tasks", "seeds", "greedy", "rungs", "chat_template_args", "run_code", *ENGINE_OPTIONS,
+)  # fmt: skip
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from perplexity_lies.catalogue.mirror import Mirror, open_mirror
+from perplexity_lies.catalogue.narrow import narrow
 from perplexity_lies.catalogue.suite import load_suite
 from perplexity_lies.catalogue.tasks import Suite, TaskSpec, rung_class
 from perplexity_lies.checkpoint.lookup import Checkpoint, resolve
@@ -33,6 +34,7 @@ from perplexity_lies.record.manifest import Manifest, SuiteFacts, TaskFacts
 from perplexity_lies.record.records import Status
 from perplexity_lies.record.store import Run, start_run
 from perplexity_lies.rungs import RUNGS
+from perplexity_lies.sandbox import Sandbox, find_sandbox
 
 GUARD_PROMPTS = 2
 """First questions of the suite's own items that the guard asks beside its fixed texts."""
@@ -50,7 +52,9 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
     """
     told = RunOptions(**options)
     require("plies evaluate runs a checkpoint", "eval")
-    wanted, mirror = load_suite(suite), open_mirror(told.data)
+    wanted = narrow(load_suite(suite), tasks=told.tasks, seeds=told.seeds, greedy=told.greedy)
+    mirror = open_mirror(told.data)
+    mirror.refuse_missing(wanted.datasets, f"plies data fetch {suite} {told.data or 'DIR'}")
     datasets = {name: mirror.digest(name) for name in wanted.datasets}
     named = resolve(
         checkpoint,
@@ -64,6 +68,7 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
     )
     engine = engine_of(told.engine, named)
     loading = EngineOptions(device=told.device, dtype=told.dtype, chat_template_args=given)
+    sandbox = find_sandbox() if told.run_code else None
     run = _start(Path(told.out), named, wanted, datasets, told.limit, engine, loading)
     rungs = [rung for rung in told.wanted_rungs if wanted.tasks_on(rung)]
     if not rungs:
@@ -72,8 +77,11 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
             found=f"its rungs: {', '.join(rung for rung in RUNGS if wanted.tasks_on(rung))}",
             mend="leave --rungs out",
         )
+    coding = _coding_tasks(wanted, rungs)
     with contextlib.closing(run), contextlib.closing(Reporter(quiet=told.quiet)) as reporter:
-        work = Work(run, named, wanted, mirror, told.limit, reporter)
+        if coding and sandbox is None:
+            reporter.note(f"{', '.join(coding)}: needs --run-code; replies are written and stay unjudged until then")
+        work = Work(run, named, wanted, mirror, told.limit, reporter, sandbox)
         waiting = [rung for rung in rungs if not work.settled(rung)]
         if run.manifest.complete and not waiting:
             reporter.note(f"{named.name}: complete in {run.path}")
@@ -92,6 +100,8 @@ class Work:
     mirror: Mirror
     limit: int | None
     reporter: Reporter
+    sandbox: Sandbox | None = None
+    """What runs code in replies; None without `--run-code`."""
     timings: dict[str, float] = field(default_factory=dict)
 
     def _has_records(self, rung: str) -> bool:
@@ -106,6 +116,8 @@ class Work:
 
     def ask(self, engine_name: str, options: EngineOptions, rungs: Sequence[str]) -> None:
         """Check the metrics, load the engine, guard it, ask every task on each rung."""
+        if self.sandbox is not None and _coding_tasks(self.suite, rungs):
+            self.run.update(run_code=self.sandbox.describe())
         with self._step("checking the suite", "suite"):
             for rung in rungs:
                 for task in self.suite.tasks_on(rung):
@@ -140,6 +152,7 @@ class Work:
                 log=log,
                 reporter=self.reporter,
                 rounding=self.run.manifest.rounding,
+                sandbox=self.sandbox,
             )
             with quarantine(log):
                 records = rung_class(rung).ask(engine, self.suite, context)
@@ -216,6 +229,11 @@ class Work:
             self.run.update(settings=now)
 
 
+def _coding_tasks(suite: Suite, rungs: Sequence[str]) -> list[str]:
+    """Tasks whose replies are judged by running them."""
+    return [task.name for rung in rungs for task in suite.tasks_on(rung) if task.rungs[rung].runs_code]
+
+
 def _start(
     out: Path,
     checkpoint: Checkpoint,
@@ -237,7 +255,7 @@ def _start(
     }
     manifest = Manifest(
         checkpoint=checkpoint.describe(),
-        suite=SuiteFacts(name=suite.name, title=suite.title, digest=suite.digest, limit=limit),
+        suite=SuiteFacts(name=suite.name, title=suite.title, digest=suite.digest, limit=limit, narrowed=suite.narrowed),
         datasets=datasets,
         engine={"engine": engine, **dataclasses.asdict(options)},
         versions=found,
@@ -249,4 +267,4 @@ def _start(
 
 def _task_facts(task: TaskSpec) -> TaskFacts:
     rungs = {name: settings.facts(task) for name, settings in task.rungs.items()}
-    return TaskFacts(name=task.name, title=task.title, rungs=rungs)
+    return TaskFacts(name=task.name, title=task.title, rungs=rungs, subjects=task.subjects)

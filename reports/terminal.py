@@ -184,7 +184,7 @@ class _Rendered:
         headline = Text(printable(comparison.headline()), style="bold red" if comparison.guard_failures else "bold")
         parts: list[RenderableType] = [Text(printable(contest(comparison)), style="dim"), headline]
         if comparison.partial:
-            parts.append(Text(f"PARTIAL: at most {comparison.limit} items per task were asked.", style="bold yellow"))
+            parts.append(Text(printable(f"PARTIAL: {comparison.partial_why}."), style="bold yellow"))
         table = _wide(comparison)
         if table.__rich_measure__(console, options.update(max_width=10_000)).maximum <= options.max_width:
             parts.append(table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,29 @@ class Mirror:
             if (self.path / name).is_dir():
                 return (self.path / name).resolve()
         raise MissingError(f"dataset {dataset} is not in the mirror {self.path}", found=self._inside(), mend=fetch)
+
+    def missing(self, datasets: Iterable[str]) -> list[str]:
+        """Those of `datasets` that are not here."""
+        return [name for name in dict.fromkeys(datasets) if not self._has(name)]
+
+    def _has(self, dataset: str) -> bool:
+        try:
+            self.folder(dataset)
+        except MissingError:
+            return False
+        return True
+
+    def refuse_missing(self, datasets: Iterable[str], fetch: str) -> None:
+        """Raises MissingError that names every dataset that is not here, with the command that fetches them all."""
+        lacking = self.missing(datasets)
+        if len(lacking) == 1:
+            self.folder(lacking[0])
+        if lacking:
+            found = self._inside() if self.path is not None else "neither --data nor PLIES_DATA is set"
+            raise MissingError(
+                f"{len(lacking)} datasets are not in the mirror: {', '.join(lacking)}",
+                found=found, mend=[fetch, "then give --data DIR"],
+            )  # fmt: skip
 
     def digest(self, dataset: str) -> str:
         """sha256 over the relative names and bytes of a dataset's files."""

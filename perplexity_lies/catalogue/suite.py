@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
@@ -48,6 +48,10 @@ class _File(Checked):
     title: str = ""
     chat_template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the checkpoint's chat template is given beside the messages: `{enable_thinking: false}`."""
+    defaults: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Rung -> settings of every task that has the rung, where the task does not state its own."""
+    revisions: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Hub id -> revision that `plies data fetch` takes; the newest where none is stated."""
     tasks: Annotated[tuple[dict[str, Any], ...], MinLen(1)]
 
 
@@ -59,6 +63,8 @@ class _Head(Checked):
     title: str = ""
     items: str | dict[str, Any] | None = None
     rungs: Annotated[tuple[str, ...], MinLen(1)] | None = None
+    subjects: Literal["benchmark", "sample"] | None = None
+    """Whether an item's subjects are the benchmark itself (strata) or a sample of more such (clusters)."""
 
 
 HEAD = tuple(field.name for field in dataclasses.fields(_Head))
@@ -82,7 +88,8 @@ def load_suite(name: str | Path) -> Suite:
         )
     file = checked(_File, read_yaml(path, f"suite {path}"), f"suite {path.name}")
     whole = hashlib.sha256()
-    tasks = tuple(_task(raw, number, path, whole) for number, raw in enumerate(file.tasks, 1))
+    _refuse_unknown(file.defaults, RUNGS, f"suite {path.name}, defaults")
+    tasks = tuple(_task(raw, file.defaults, number, path, whole) for number, raw in enumerate(file.tasks, 1))
     names = [task.name for task in tasks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -99,10 +106,13 @@ def load_suite(name: str | Path) -> Suite:
         path=path,
         digest=digest,
         chat_template_args=file.chat_template_args,
+        revisions=file.revisions,
     )
 
 
-def _task(raw: Mapping[str, Any], number: int, path: Path, digest: hashlib._Hash) -> TaskSpec:
+def _task(
+    raw: Mapping[str, Any], defaults: Mapping[str, Any], number: int, path: Path, digest: hashlib._Hash
+) -> TaskSpec:
     """Read and check one task; what it asks is added to `digest`."""
     name = raw.get("name")
     where = f"suite {path.name}, task {repr(name) if isinstance(name, str) else number}"
@@ -113,35 +123,48 @@ def _task(raw: Mapping[str, Any], number: int, path: Path, digest: hashlib._Hash
         )
     blocks = [rung for rung in RUNGS if rung in raw]
     if head.items is None:
-        rungs = _rungs_of_blocks(raw, blocks, where)
+        rungs = _rungs_of_blocks(raw, blocks, defaults, where)
         source, items = None, None
     else:
-        rungs = _rungs_of_items(raw, head.rungs or (*RUNGS_OF_ITEMS, *blocks), where)
+        rungs = _rungs_of_items(raw, head.rungs or (*RUNGS_OF_ITEMS, *blocks), defaults, where)
         source, items = read_source(head.items, where, path.parent)
     for rung, settings in rungs.items():
-        settings.check(f"{where}, {rung}" if rung in raw else where, source)
-    _refuse_unrankable(items or [], rungs, where)
+        settings.check(f"{where}, {rung}" if rung in raw else where, None if settings.is_stock else source)
+    _refuse_unrankable(items or [], {rung: own for rung, own in rungs.items() if not own.is_stock}, where)
     replied, ranked = (any(RUNGS[rung].replies is replies for rung in rungs) for replies in (True, False))
     refuse_unanswerable(items or [], where, replied=replied, ranked=ranked)
-    task = TaskSpec(name=head.name, title=head.title or head.name, rungs=rungs, items=source)
+    subjects = head.subjects or ("benchmark" if any(own.subject for own in rungs.values()) else "")
+    if source is not None and head.subjects is None:
+        subjects = "sample"
+    task = TaskSpec(name=head.name, title=head.title or head.name, rungs=rungs, items=source, subjects=subjects)
     _add_to_digest(digest, task, items, path.parent, where)
     return task
 
 
-def _rungs_of_blocks(raw: Mapping[str, Any], blocks: list[str], where: str) -> dict[str, RungSettings]:
-    """Each rung's own block."""
-    _refuse_unknown(raw, ("name", "title", "items", *RUNGS), where)
+def _rungs_of_blocks(
+    raw: Mapping[str, Any], blocks: list[str], defaults: Mapping[str, Any], where: str
+) -> dict[str, RungSettings]:
+    """Each rung's own block over the suite's defaults."""
+    _refuse_unknown(raw, ("name", "title", "items", "subjects", *RUNGS), where)
     if not blocks:
         raise UsageError(
             f"{where} says on no rung how it is asked",
             found=f"keys: {', '.join(raw)}",
             mend=f"add `items:`, or a block: {', '.join(f'`{rung}:`' for rung in RUNGS)}",
         )
-    return {rung: _settings(rung_class(rung), raw[rung], f"{where}, {rung}") for rung in blocks}
+    blocked = {
+        rung: {**defaults.get(rung, {}), **raw[rung]} if isinstance(raw[rung], dict) else raw[rung] for rung in blocks
+    }
+    return {rung: _settings(rung_class(rung), block, f"{where}, {rung}") for rung, block in blocked.items()}
 
 
-def _rungs_of_items(raw: Mapping[str, Any], wanted: tuple[str, ...], where: str) -> dict[str, RungSettings]:
-    """The task's flat keys for each rung that it is asked on, and over them the rung's block."""
+def _rungs_of_items(
+    raw: Mapping[str, Any], wanted: tuple[str, ...], defaults: Mapping[str, Any], where: str
+) -> dict[str, RungSettings]:
+    """The suite's defaults, the task's flat keys for each rung that it is asked on, and over them the rung's block.
+
+    A block that names a library's benchmark is asked that benchmark in place of the items.
+    """
     for rung in wanted:
         if rung not in RUNGS:
             raise UsageError(
@@ -154,7 +177,9 @@ def _rungs_of_items(raw: Mapping[str, Any], wanted: tuple[str, ...], where: str)
     rungs: dict[str, RungSettings] = {}
     for rung, kind in kinds.items():
         block = raw.get(rung, {})
-        values = {**kind.over_items, **{key: raw[key] for key in kind.flat if key in raw}}
+        flat = {key: raw[key] for key in kind.flat if key in raw}
+        stock = isinstance(block, dict) and any(key in kind.stock and key != "num_fewshot" for key in block)
+        values = {**({} if stock else kind.over_items), **defaults.get(rung, {}), **({} if stock else flat)}
         whole = {**values, **block} if isinstance(block, dict) else block
         rungs[rung] = _settings(kind, whole, f"{where}, {rung}" if rung in raw else where)
     return rungs

@@ -35,7 +35,7 @@ class RungSettings(Checked, abc.ABC):
     """Name in `rungs.RUNGS`."""
     stock: ClassVar[tuple[str, ...]] = ()
     """Settings that choose a library's own benchmark. Empty where the rung only asks `items:` tasks."""
-    flat: ClassVar[tuple[str, ...]] = ("subject", "clusters")
+    flat: ClassVar[tuple[str, ...]] = ("subject",)
     """Keys of an `items:` task, beside `items:` itself, that are settings of this rung."""
     over_items: ClassVar[Mapping[str, Any]] = {"item": "{{ id }}", "subject": "{{ subject }}"}
     """What stands at another default in an `items:` task."""
@@ -48,10 +48,18 @@ class RungSettings(Checked, abc.ABC):
     """Jinja template over the library's fields; its text identifies the item, so that records pair."""
     subject: str = ""
     """Jinja template of an item's cluster; empty for none."""
-    clusters: Literal["sample", "benchmark"] = "sample"
-    """Whether the subjects are a sample of more such (intervals clustered by them) or the benchmark (stratified)."""
     dataset: str = ""
     """Hub id of the benchmark's dataset, looked up in the mirror."""
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether replies are judged by running them, which needs `--run-code`."""
+        return False
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether a library's own benchmark is asked, not the items of an `items:` task."""
+        return any(getattr(self, name) for name in self.stock if name != "num_fewshot")
 
     @classmethod
     def of(cls, task: TaskSpec) -> Self:
@@ -75,7 +83,9 @@ class RungSettings(Checked, abc.ABC):
     def facts(self, task: TaskSpec) -> RungFacts:
         """What the manifest of a run tells of these settings of `task`."""
         plain = json.loads(canonical_json(without_defaults(self)))
-        return RungFacts(metric=self.metric, chance=self.chance, source=self.source(task.items), settings=plain)
+        return RungFacts(
+            metric=self.metric, chance=self.chance, source=self.source(task.items_on(self.rung)), settings=plain
+        )
 
     def metrics(self, task: TaskSpec, suite: Suite) -> tuple[str, ...]:
         """Names that `metric` may have for `task`; empty where that cannot be told before it is asked."""
@@ -110,7 +120,8 @@ class RungSettings(Checked, abc.ABC):
 
     def _refuse_stock(self, where: str) -> None:
         for own in dataclasses.fields(self):
-            if own.name in (*self.stock, "dataset") and getattr(self, own.name) != own.default:
+            default = own.default if own.default_factory is dataclasses.MISSING else own.default_factory()
+            if own.name in (*self.stock, "dataset") and getattr(self, own.name) != default:
                 raise UsageError(
                     f"{where}: `{own.name}` belongs to a library's benchmark, and this task has `items:`",
                     found=repr(getattr(self, own.name)),
@@ -134,6 +145,12 @@ class TaskSpec:
     """In the order of `RUNGS`."""
     items: ItemSource | None = None
     """Where its items come from; None where each rung asks a library's own benchmark."""
+    subjects: Literal["", "benchmark", "sample"] = ""
+    """Whether the items' subjects are the benchmark itself (strata) or a sample of more such (clusters); empty for none."""
+
+    def items_on(self, rung: str) -> ItemSource | None:
+        """What `rung` asks where it does not ask a library's own benchmark."""
+        return None if self.rungs[rung].is_stock else self.items
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -153,6 +170,10 @@ class Suite:
     digest: str = field(compare=False)
     chat_template_args: dict[str, Any] = field(default_factory=dict)
     """What the checkpoint's chat template is given beside the messages."""
+    revisions: dict[str, str] = field(default_factory=dict, compare=False)
+    """Hub id -> revision to fetch; others at their newest."""
+    narrowed: tuple[str, ...] = ()
+    """In words, what of the suite is not asked: fewer tasks, fewer seeds."""
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -162,3 +183,16 @@ class Suite:
     def tasks_on(self, rung: str) -> tuple[TaskSpec, ...]:
         """The tasks that have `rung`, in order."""
         return tuple(task for task in self.tasks if rung in task.rungs)
+
+
+def share_of_limit(limit: int | None, subjects: int) -> tuple[int | None, int | None]:
+    """How many of a task's subjects, and how many items of each, a limit allows; None for all.
+
+    share_of_limit(20, 57)   ->   (20, 1)        share_of_limit(200, 57)   ->   (57, 3)
+
+    Both libraries count a limit by subject. Here it is a limit of the task, with as many items of each subject, the
+    subjects in the order of their names, so that both rungs ask the same items.
+    """
+    if limit is None:
+        return None, None
+    return (subjects, limit // subjects) if limit >= subjects else (limit, 1)

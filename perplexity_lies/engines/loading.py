@@ -228,11 +228,15 @@ def load_model(checkpoint: Checkpoint, options: EngineOptions) -> transformers.P
         ) from error
 
 
+INSTALL = re.compile(r"pip install (?:-\S+ )*([\w.\[\]<>=,!~-]*\w)")
+"""The library that an error of transformers says to install."""
+
+
 def _cannot_load(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
     """The error for what transformers raised, with advice of its kind."""
     found, mend = _first_line(error), "check that config.json belongs to these weights"
-    if isinstance(error, ImportError) and (missing := re.search(r"pip install [\w.\[\]<>=-]+", str(error))):
-        mend = f"the library that these weights need: {missing[0]}; or a checkpoint that is not quantised"
+    if isinstance(error, ImportError) and (missing := INSTALL.search(str(error))):
+        mend = f"the library that these weights need: pip install '{missing[1]}'; or a checkpoint that is not quantised"
     elif "Unrecognized configuration class" in found:
         mend = "no class of transformers asks this type in text alone: give its text model, saved as ...ForCausalLM"
     return CheckpointError(

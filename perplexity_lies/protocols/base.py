@@ -20,6 +20,7 @@ from perplexity_lies.progress import Reporter
 from perplexity_lies.record.journal import Journal
 from perplexity_lies.record.manifest import Rounding
 from perplexity_lies.record.records import ItemRecord
+from perplexity_lies.sandbox import Sandbox
 from perplexity_lies.templates import strangers
 
 ITEM_NAME_CHARACTERS = 48
@@ -39,6 +40,8 @@ class Context:
     """Where the libraries' output goes."""
     reporter: Reporter
     rounding: Rounding = Rounding()
+    sandbox: Sandbox | None = None
+    """What runs code in replies; None where it is not to be run."""
 
 
 class Keyed(Protocol):

@@ -23,24 +23,24 @@ from evalscope.api.benchmark import BenchmarkMeta, DefaultDataAdapter
 from evalscope.api.dataset import DatasetDict, MemoryDataset, Sample
 from evalscope.api.messages import ChatMessage, ChatMessageAssistant
 from evalscope.api.metric import Score
+from evalscope.api.mixin import CodeExecutionSandboxMixin
 from evalscope.api.model import ChatCompletionChoice, GenerateConfig, ModelAPI, ModelOutput, ModelUsage
 from evalscope.api.registry import get_benchmark, register_benchmark
+from evalscope.benchmarks.humaneval import utils as humaneval
 from evalscope.constants import HubType
+from evalscope.metrics.math import parser as mathematics
 from evalscope.utils import multi_choices
 
 from perplexity_lies.catalogue.items import Item, dump_items, read_items
 from perplexity_lies.catalogue.mirror import Mirror
 from perplexity_lies.catalogue.sources import EvalscopeItems
-from perplexity_lies.catalogue.tasks import Suite
+from perplexity_lies.catalogue.tasks import Suite, share_of_limit
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import MissingError, PliesError, UsageError
 from perplexity_lies.extract.base import EXACT_MATCH, opened_thought
 from perplexity_lies.extract.pattern import Pattern
-from perplexity_lies.protocols.base import (
-    Context,
-    answer_all,
-    library_item,
-)
+from perplexity_lies.protocols.base import Context, answer_all, library_item
+from perplexity_lies.protocols.code_judging import CodeJudge
 from perplexity_lies.protocols.evalscope_reviews import (
     Pass,
     Question,
@@ -54,7 +54,8 @@ from perplexity_lies.protocols.evalscope_reviews import (
     right_of,
     target_of,
 )
-from perplexity_lies.protocols.generation import Generation
+from perplexity_lies.protocols.generation import RUNS_CODE, Generation
+from perplexity_lies.protocols.math_judging import warm_child
 from perplexity_lies.protocols.reach import never_replied
 from perplexity_lies.record.records import ItemRecord
 
@@ -120,7 +121,8 @@ def ask_evalscope(kind: type[Generation], engine: Engine, suite: Suite, context:
     plans = []
     for task in suite.tasks:
         settings = kind.of(task)
-        items = tuple(task.items.load(context.mirror, context.limit)) if task.items is not None else None
+        source = task.items_on(kind.rung)
+        items = tuple(source.load(context.mirror, context.limit)) if source is not None else None
         for seed in settings.seeds:
             wanted = Pass(task=task.name, settings=settings, seed=seed, context=context, items=items)
             api = EngineAPI(engine, wanted)
@@ -148,6 +150,12 @@ def _config(wanted: Pass, model: Any, work: Path) -> TaskConfig:
         own |= {"local_path": str(file), "extra_params": {"extract": settings.extract}}
     else:
         own |= _dataset(wanted.context.mirror.folder(settings.dataset), settings.subset)
+        own |= {"extra_params": settings.extra_params} if settings.extra_params else {}
+    limit = wanted.context.limit
+    if items is None and not settings.subset and limit is not None:
+        subsets = sorted(_adapter(settings.evalscope, None, wanted.where).subset_list)
+        kept, limit = share_of_limit(limit, len(subsets))
+        own |= {"subset_list": subsets[:kept]}
     name = ITEMS_BENCHMARK if items is not None else settings.evalscope
     return TaskConfig(
         model=model,
@@ -156,7 +164,7 @@ def _config(wanted: Pass, model: Any, work: Path) -> TaskConfig:
         dataset_args={name: own},
         dataset_hub=HubType.LOCAL,
         generation_config={"max_tokens": settings.max_new_tokens, "temperature": settings.temperature},
-        limit=wanted.context.limit,
+        limit=limit,
         eval_batch_size=1,
         seed=42 + wanted.seed,
         work_dir=str(work),
@@ -183,7 +191,7 @@ def _lacking(name: str, where: str, error: ImportError) -> MissingError:
 def _adapter(name: str, config: TaskConfig | None, where: str) -> Any:
     """A benchmark's own code. Raises UsageError for one that evalscope does not have, MissingError for lacking packages."""
     try:
-        return get_benchmark(name, config)
+        adapter = get_benchmark(name, config)
     except ImportError as error:
         raise _lacking(name, where, error) from error
     except ValueError as error:
@@ -191,6 +199,12 @@ def _adapter(name: str, config: TaskConfig | None, where: str) -> Any:
             f"{where}: evalscope has no benchmark {name!r}", found=str(error).splitlines()[0][:200],
             mend="a name from `evalscope benchmark-info --list`",
         ) from error  # fmt: skip
+    if isinstance(adapter, CodeExecutionSandboxMixin) and name not in RUNS_CODE:
+        raise UsageError(
+            f"{where}: evalscope's {name!r} runs the checkpoint's code, which our sandbox cannot judge for it",
+            found="it would run as a plain process of this machine", mend=f"one of {', '.join(RUNS_CODE)}",
+        )  # fmt: skip
+    return adapter
 
 
 def _load(config: TaskConfig, where: str) -> tuple[list[tuple[str, list[Sample]]], Texts]:
@@ -225,6 +239,17 @@ def _keep_questions(adapter: DefaultDataAdapter) -> Texts:
 
 
 @contextlib.contextmanager
+def _swapped(module: Any, name: str, ours: Any) -> Iterator[None]:
+    """`ours` in place of a function of evalscope's, for as long as it judges."""
+    stock = getattr(module, name)
+    setattr(module, name, ours)
+    try:
+        yield
+    finally:
+        setattr(module, name, stock)
+
+
+@contextlib.contextmanager
 def _fallbacks_noted() -> Iterator[set[str]]:
     """The replies in which evalscope's parsers of choices find no answer as asked for and take the last capital letter."""
     stock, seen = multi_choices._fallback_parse_answer, set[str]()
@@ -233,11 +258,8 @@ def _fallbacks_noted() -> Iterator[set[str]]:
         seen.add(completion)
         return stock(completion, allowed_options)
 
-    multi_choices._fallback_parse_answer = noted
-    try:
+    with _swapped(multi_choices, "_fallback_parse_answer", noted):
         yield seen
-    finally:
-        multi_choices._fallback_parse_answer = stock
 
 
 def _run(config: TaskConfig, where: str) -> None:
@@ -256,8 +278,13 @@ def _run(config: TaskConfig, where: str) -> None:
 def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[ItemRecord]:
     """Run evalscope's task runner over the answers and read its reviews back."""
     with tempfile.TemporaryDirectory(prefix="plies-evalscope-") as folder:
-        work = Path(folder)
-        with wanted.context.reporter.step(f"evalscope judges {wanted.task}"), _fallbacks_noted() as fell_back:
+        work, coding = Path(folder), CodeJudge(wanted.context, wanted.task)
+        if wanted.settings.runs_code and wanted.context.sandbox is not None:
+            coding.run([q.problem for q in questions], [api.answer(q.messages).text for q in questions])
+        # evalscope's humaneval asks our sandbox, and never runs a program itself, with the flag or without
+        shut_in = _swapped(humaneval, "check_correctness", coding.check_correctness)
+        step = wanted.context.reporter.step(f"evalscope judges {wanted.task}")
+        with step, warm_child(mathematics), shut_in, _fallbacks_noted() as fell_back:
             _run(_config(wanted, api, work), wanted.where)
         reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
     readers = wanted.settings.readers()
@@ -265,7 +292,9 @@ def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[
     for question in questions:
         reply, review = api.answer(question.messages), reviews.get((question.subset, question.index))
         prefix = opened_thought(api.request(question.messages).prompt)
-        record = record_of(question, reply, review, wanted, prefix=prefix, fell_back=reply.text in fell_back)
+        why = coding.why_unjudged(question.problem, reply.text) if wanted.settings.runs_code else ""
+        fell = reply.text in fell_back
+        record = record_of(question, reply, review, wanted, prefix=prefix, fell_back=fell, unjudged=why)
         if wanted.items is not None:
             never = never_replied(api.engine, question.target, wanted.settings.max_new_tokens)
             record = replace(record, never_right=never)

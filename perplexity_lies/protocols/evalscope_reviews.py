@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Question:
     target: str
     choices: tuple[str, ...] = ()
     gold_index: int = -1
+    problem: Mapping[str, Any] = field(default_factory=dict)
+    """The sample's metadata where replies are code: prompt, test, entry point."""
 
 
 Texts = dict[tuple[str, int], str]
@@ -111,6 +113,7 @@ def question_of(sample: Any, subset: str, texts: Texts, wanted: Pass) -> Questio
         target=target,
         choices=choices,
         gold_index=gold_index,
+        problem=dict(sample.metadata or {}) if settings.runs_code else {},
     )
 
 
@@ -138,12 +141,15 @@ def record_of(
     *,
     prefix: str = "",
     fell_back: bool = False,
+    unjudged: str = "",
 ) -> ItemRecord:
     """A reply and evalscope's review of it in our words.
 
-    `prefix` is what the prompt had opened of the reply; `fell_back` tells that evalscope read its last capital letter.
+    `prefix` is what the prompt had opened of the reply; `fell_back` tells that evalscope read its last capital letter;
+    `unjudged` is why a reply that is there was not judged.
     """
-    error, reading = _reading(reply, review, wanted, prefix, _rule(question, reply.text, fell_back))
+    rule = _rule(question, reply.text, fell_back)
+    error, reading = _reading(reply, review, wanted, prefix, rule, unjudged)
     margin = reply.smallest_margin
     return ItemRecord(
         task=wanted.task,
@@ -182,7 +188,7 @@ def _rule(question: Question, text: str, fell_back: bool) -> str:
 
 
 def _reading(
-    reply: GenerateResult, review: dict[str, Any] | None, wanted: Pass, prefix: str, rule: str
+    reply: GenerateResult, review: dict[str, Any] | None, wanted: Pass, prefix: str, rule: str, unjudged: str
 ) -> tuple[str, Reading]:
     """Why there is no score (empty where there is one), and what evalscope read.
 
@@ -195,7 +201,7 @@ def _reading(
     values = {
         name: float(value) for name, value in (score.get("value") or {}).items() if isinstance(value, int | float)
     }
-    error = reply.error or ("" if review is not None else "evalscope gave no review of this item")
+    error = reply.error or unjudged or ("" if review is not None else "evalscope gave no review of this item")
     if not error and metric not in values and score.get("status", "success") != "success":
         why = score.get("explanation") or (score.get("metadata") or {}).get(metric) or "no reason given"
         error = f"evalscope could not score the reply: {why}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Interval, MinLen
@@ -18,6 +18,9 @@ from perplexity_lies.protocols.base import Context, through_door
 from perplexity_lies.record.records import ItemRecord
 from perplexity_lies.rungs import GENERATION
 
+RUNS_CODE = ("humaneval",)
+"""evalscope's benchmarks whose judging runs what the checkpoint wrote, and that our sandbox can judge."""
+
 LARGEST_SEED = 2**31
 """numpy takes 32 bits, and evalscope is given the seed plus 42."""
 
@@ -27,7 +30,7 @@ class Generation(RungSettings):
     """How evalscope asks a task. Always a chat request."""
 
     rung: ClassVar[str] = GENERATION
-    stock: ClassVar[tuple[str, ...]] = ("evalscope", "subset", "num_fewshot")
+    stock: ClassVar[tuple[str, ...]] = ("evalscope", "subset", "num_fewshot", "extra_params")
     flat: ClassVar[tuple[str, ...]] = (
         *RungSettings.flat, "extract", "extractors", "max_new_tokens", "stop", "seeds", "temperature", "top_p", "top_k",
     )  # fmt: skip
@@ -38,6 +41,8 @@ class Generation(RungSettings):
     subset: str = ""
     """The one subset to run; empty for the benchmark's default list."""
     num_fewshot: Annotated[int, Interval(ge=0, le=1000)] = 0
+    extra_params: dict[str, Any] = field(default_factory=dict)
+    """evalscope's `extra_params` of the benchmark: `{multiple_correct: true}`."""
     max_new_tokens: Annotated[int, Interval(ge=1, le=1_000_000)]
     """Token budget of a reply."""
     stop: tuple[str, ...] = ()
@@ -59,6 +64,11 @@ class Generation(RungSettings):
         """Temperature, top_p and top_k in the engine's form."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether replies are judged by running them, which needs `--run-code`."""
+        return self.evalscope in RUNS_CODE
+
     def readers(self) -> list[Extractor]:
         """Our own extractors in the order of their readings: the pattern of an `items:` task, then those asked for."""
         own = {"extract": self.extract}
@@ -76,7 +86,7 @@ class Generation(RungSettings):
         return f"{judged}, {self.num_fewshot}-shot, {budget}, temperature {self.temperature:g}"
 
     def metrics(self, task: TaskSpec, suite: Suite) -> tuple[str, ...]:
-        if task.items is not None:
+        if task.items_on(self.rung) is not None:
             return (EXACT_MATCH,)
         where, door = f"task {task.name!r}, {self.rung}", "perplexity_lies.protocols.evalscope_door:benchmark_metrics"
         found: tuple[str, ...] = from_table(door, f"the rung {self.rung!r} cannot be asked", "eval")(self, where)

@@ -20,11 +20,12 @@ import yaml
 from datasets import Dataset, Features, List, Value
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
+from lm_eval.api.samplers import FirstNSampler
 
 from perplexity_lies.catalogue.items import Item, by_occurrence
 from perplexity_lies.catalogue.mirror import Mirror
 from perplexity_lies.catalogue.sources import LmEvalItems
-from perplexity_lies.catalogue.tasks import Suite, TaskSpec
+from perplexity_lies.catalogue.tasks import Suite, TaskSpec, share_of_limit
 from perplexity_lies.digests import canonical_json
 from perplexity_lies.engines.base import Engine, Message, ScoreRequest
 from perplexity_lies.errors import CheckpointError, UsageError
@@ -125,25 +126,23 @@ def ask_lm_eval(kind: type[Loglikelihood], engine: Engine, suite: Suite, context
     """
     records: dict[str, list[ItemRecord]] = {}
     with tempfile.TemporaryDirectory(prefix="plies-lm-eval-") as work:
-        for chat, own in itertools.product((False, True), repeat=2):
-            tasks = tuple(
-                task
-                for task in suite.tasks
-                if kind.of(task).chat_template is chat and (chat and task.items is not None) is own
-            )
-            if tasks:
-                folder = Path(work) / f"{'chat' if chat else 'plain'}{'-items' if own else ''}"
-                folder.mkdir()
-                lm = EngineLM(engine, context, "log-likelihood", bare=own)
-                records |= _ask_together(kind, lm, replace(suite, tasks=tasks), chat, folder)
+        groups: dict[tuple[bool, bool, tuple[int, ...]], list[TaskSpec]] = {}
+        for task in suite.tasks:
+            settings = kind.of(task)
+            own = settings.chat_template and task.items_on(kind.rung) is not None
+            groups.setdefault((settings.chat_template, own, settings.seeds), []).append(task)
+        for number, ((chat, own, _), tasks) in enumerate(sorted(groups.items())):
+            folder = Path(work) / str(number)
+            folder.mkdir()
+            lm = EngineLM(engine, context, "log-likelihood", bare=own)
+            records |= _ask_together(kind, lm, replace(suite, tasks=tuple(tasks)), chat, folder)
     return [record for task in suite.tasks for record in records[task.name]]
 
 
 def _ask_together(
     kind: type[Loglikelihood], lm: EngineLM, suite: Suite, chat: bool, folder: Path
 ) -> dict[str, list[ItemRecord]]:
-    """One `simple_evaluate` over tasks that agree on the chat template: their requests reach the engine as a whole."""
-    from lm_eval.evaluator import simple_evaluate
+    """Tasks that agree on chat template and seeds, a pass for each seed: their requests reach the engine as a whole."""
     from lm_eval.tasks import TaskManager
 
     context = lm.context
@@ -160,28 +159,60 @@ def _ask_together(
         name: [Part(c["task"], Path(c.get("include", "")).stem, _load_ranked(manager, c["task"], name)) for c in found]
         for name, found in contents.items()
     }
-    names = {spec.name: _names(parts[spec.name], kind.of(spec), spec.name, context.limit) for spec in suite.tasks}
+    limits = {spec.name: _limit_of_each(spec, kind.of(spec), context) for spec in suite.tasks}
+    names = {spec.name: _names(parts[spec.name], kind.of(spec), spec.name, limits[spec.name]) for spec in suite.tasks}
+    records: dict[str, list[ItemRecord]] = {spec.name: [] for spec in suite.tasks}
+    for number, seed in enumerate(kind.of(suite.tasks[0]).seeds or (None,)):
+        asked = [spec for spec in suite.tasks if number == 0 or _moved_by_seed(parts[spec.name], kind.of(spec))]
+        samples = _pass(lm, {spec.name: parts[spec.name] for spec in asked}, limits, chat, manager, seed)
+        for spec in asked:
+            for item, (part, sample) in zip(names[spec.name], samples[spec.name], strict=True):
+                record = record_of_sample(sample, item, part, spec, kind.of(spec), lm.heard, context.rounding)
+                records[spec.name].append(replace(record, seed=seed or 0))
+    return records
+
+
+def _pass(
+    lm: EngineLM,
+    parts: dict[str, list[Part]],
+    limits: dict[str, int | None],
+    chat: bool,
+    manager: Any,
+    seed: int | None,
+) -> dict[str, list[tuple[Part, dict[str, Any]]]]:
+    """lm-eval's samples by task in the order of the documents, with one seed of its few-shot sampler."""
+    from lm_eval.evaluator import simple_evaluate
+
+    if not parts:
+        return {}
+    flat = [(part, limits[name]) for name, found in parts.items() for part in found]
+    # lm-eval takes one limit for all tasks; the documents by number say the same task by task
+    chosen = {part.name: list(range(min(len(part.task.eval_docs), each))) for part, each in flat if each is not None}
     results = simple_evaluate(
         model=lm,
-        tasks=[part.task for found in parts.values() for part in found],
-        limit=context.limit,
+        tasks=[part.task for part, _ in flat],
+        samples=chosen or None,
         bootstrap_iters=0,
         apply_chat_template=chat,
         task_manager=manager,
         log_samples=True,
+        **({"fewshot_random_seed": seed} if seed is not None else {}),
     )
     assert results is not None
-    heard = {
+    return {
         name: [(part, sample) for part in found for sample in by_document(results["samples"][part.name])]
         for name, found in parts.items()
     }
-    return {
-        spec.name: [
-            record_of_sample(sample, item, part, spec, kind.of(spec), lm.heard, context.rounding)
-            for item, (part, sample) in zip(names[spec.name], heard[spec.name], strict=True)
-        ]
-        for spec in suite.tasks
-    }
+
+
+def _limit_of_each(spec: TaskSpec, settings: Loglikelihood, context: Context) -> int | None:
+    """How many documents of each of a task's parts are asked; None for all."""
+    return share_of_limit(context.limit, len(_fitting(settings.lm_eval)) if "*" in settings.lm_eval else 1)[1]
+
+
+def _moved_by_seed(parts: Sequence[Part], settings: Loglikelihood) -> bool:
+    """Whether a seed changes what is asked: few-shot examples that are drawn."""
+    return settings.num_fewshot > 0 and any(not isinstance(part.task.sampler, FirstNSampler) for part in parts)
 
 
 def _names(parts: Sequence[Part], settings: Loglikelihood, name: str, limit: int | None) -> list[str]:
@@ -224,16 +255,18 @@ def _task_contents(
     spec: TaskSpec, settings: Loglikelihood, suite: Suite, context: Context, folder: Path
 ) -> list[dict[str, Any]]:
     """What the YAMLs hold that lm-eval loads for a task of the suite: one, or one for each that its pattern fits."""
-    if spec.items is not None:
-        return [_items_task(spec.name, spec.items.load(context.mirror, context.limit), folder)]
+    source = spec.items_on(settings.rung)
+    if source is not None:
+        return [_items_task(spec.name, source.load(context.mirror, context.limit), folder)]
     base = suite.path.parent / settings.lm_eval_file if settings.lm_eval_file else _stock_tasks() / settings.lm_eval
     where = f"suite {suite.name!r}, task {spec.name!r}"
     dataset = context.mirror.folder(settings.dataset)
     if "*" not in settings.lm_eval:
-        return [_included(spec.name, base, dataset, settings.num_fewshot, where)]
+        return [_included(spec.name, base, dataset, settings.num_fewshot, where) | settings.overrides]
     found = _fitting(settings.lm_eval) or [base]
+    found = found[: share_of_limit(context.limit, len(found))[0]]
     return [
-        _included(f"{spec.name}--{number}", file, dataset, settings.num_fewshot, where)
+        _included(f"{spec.name}--{number}", file, dataset, settings.num_fewshot, where) | settings.overrides
         for number, file in enumerate(found)
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -26,7 +26,7 @@ class Loglikelihood(RungSettings):
     """How lm-eval asks a task."""
 
     rung: ClassVar[str] = LOGLIKELIHOOD
-    stock: ClassVar[tuple[str, ...]] = ("lm_eval", "lm_eval_file", "num_fewshot")
+    stock: ClassVar[tuple[str, ...]] = ("lm_eval", "lm_eval_file", "num_fewshot", "overrides")
     flat: ClassVar[tuple[str, ...]] = (*RungSettings.flat, "metric", "chat_template", "chance")
     over_items: ClassVar[Mapping[str, Any]] = {**RungSettings.over_items, "metric": "acc", "chat_template": True}
 
@@ -40,6 +40,13 @@ class Loglikelihood(RungSettings):
     num_fewshot: Annotated[int, Interval(ge=0, le=1000)] = 0
     chat_template: bool = False
     """Whether the prompt goes through the checkpoint's chat template."""
+    seeds: tuple[Annotated[int, Interval(ge=0, le=2**31)], ...] = ()
+    """Seeds of lm-eval's few-shot sampler, one pass over the items for each; empty for lm-eval's own, 1234.
+
+    A task without shots, or whose shots are the first ones, has one pass: there a seed moves nothing.
+    """
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of lm-eval's task YAML that the suite changes: `{fewshot_split: null}`. The task is then the suite's own."""
 
     @classmethod
     def ask(cls, engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
@@ -47,10 +54,11 @@ class Loglikelihood(RungSettings):
 
     def source(self, items: ItemSource | None) -> str:
         asked = items.title if items is not None else self.lm_eval or self.lm_eval_file
-        return f"lm-eval, {asked}, {self.num_fewshot}-shot"
+        ours = "; ours: not a task of lm-eval" if self.overrides or self.lm_eval_file else ""
+        return f"lm-eval, {asked}, {self.num_fewshot}-shot{ours}"
 
     def metrics(self, task: TaskSpec, suite: Suite) -> tuple[str, ...]:
-        if task.items is not None:
+        if task.items_on(self.rung) is not None:
             return ITEMS_METRICS
         door = "perplexity_lies.protocols.lm_eval_door:task_metrics"
         found: tuple[str, ...] = from_table(door, f"the rung {self.rung!r} cannot be asked", "eval")(self, suite)

@@ -146,9 +146,8 @@ def _of_guard(sides: tuple[Side, ...]) -> Iterator[Caution]:
 
 def _of_manifests(sides: Sequence[Side]) -> Iterator[Caution]:
     baseline = sides[0]
-    limit = baseline.manifest.suite.limit
-    if limit is not None:
-        yield Caution(kind="partial", task="", text=f"a limit was set: at most {limit} items per task were asked")
+    for why in baseline.manifest.suite.partial:
+        yield Caution(kind="partial", task="", text=f"not the whole suite: {why}")
     for side in sides:
         checkpoint = side.manifest.checkpoint
         if side is not baseline and checkpoint.weights_digest == baseline.manifest.checkpoint.weights_digest != "":

@@ -79,8 +79,13 @@ class Comparison(Checked):
 
     @property
     def partial(self) -> bool:
-        """Whether a limit was set, so that this is not the whole suite."""
-        return self.limit is not None
+        """Whether this is not the whole suite: a limit, a choice of tasks, fewer seeds."""
+        return bool(self.partial_why)
+
+    @property
+    def partial_why(self) -> str:
+        """In words, what of the suite was not asked; empty for the whole."""
+        return "; ".join(self.baseline.manifest.suite.partial)
 
     @property
     def guard_failures(self) -> tuple[GuardFailure, ...]:

@@ -175,6 +175,7 @@ def decide(comparison: Comparison, policy: Policy | float, *, student: int = 1, 
     if comparison.guard_failures:
         rows = [dataclasses.replace(row, outcome=Outcome.INCONCLUSIVE) for row in rows]
     label = comparison.sides[student].label
+    reason += f"; not the whole suite: {comparison.partial_why}" if comparison.partial else ""
     return Verdict(student=label, outcome=outcome, reason=reason, rows=tuple(rows), partial=comparison.partial)
 
 

@@ -58,9 +58,8 @@ class TaskNumbers:
 
 
 def _clusters(facts: TaskFacts, asked: Clusters | None) -> Clusters:
-    """What a task's subjects are: as asked, or as the suite says on any rung."""
-    said = {rung.settings.get("clusters", SAMPLE) for rung in facts.rungs.values()}
-    return asked or (BENCHMARK if BENCHMARK in said else SAMPLE)
+    """What a task's subjects are: as asked, or as the suite says."""
+    return asked or (BENCHMARK if facts.subjects == BENCHMARK else SAMPLE)
 
 
 def _strata(scores: Floats, subjects: Sequence[str], sides: int, clusters: Clusters) -> list[Stratum]:

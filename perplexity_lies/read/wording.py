@@ -142,8 +142,8 @@ def notebook(said: str, rows: Sequence[TaskRow], sides: Sequence[Side]) -> str:
             cells = (f"{signed(found.value)} {interval(found)}" if found else "not asked" for found in gaps)
             lines.append([row.title or row.task, student.label, counts, *cells])
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    limit = baseline.manifest.suite.limit
-    partial = f"<p>Partial: at most {limit} items per task.</p>" if limit is not None else ""
+    why = "; ".join(baseline.manifest.suite.partial)
+    partial = f"<p>Partial: {html.escape(why)}.</p>" if why else ""
     names = ", ".join(f"<b>{html.escape(student.name)}</b>" for student in students)
     title = f"<p>{names} against <b>{html.escape(baseline.name)}</b></p>"
     return f"{title}<p>{html.escape(said)}</p>{partial}<table><tr>{head}</tr>{body}</table>"

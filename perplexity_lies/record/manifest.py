@@ -62,6 +62,14 @@ class SuiteFacts(Checked):
     digest: str
     limit: int | None = None
     """First items of each task; None for all."""
+    narrowed: tuple[str, ...] = ()
+    """In words, what else of the suite was not asked."""
+
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """In words, why this is not the whole suite; empty where it is."""
+        limit = (f"at most {self.limit} items per task were asked",) if self.limit is not None else ()
+        return (*limit, *self.narrowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +91,8 @@ class TaskFacts(Checked):
 
     name: str
     title: str = ""
+    subjects: str = ""
+    """`benchmark` where the subjects of its items are the benchmark (strata), `sample` where they are a sample (clusters)."""
     rungs: dict[str, RungFacts] = field(default_factory=dict)
 
 
@@ -132,6 +142,8 @@ class Manifest(Checked):
     fingerprint: tuple[dict[str, Plain], ...] = ()
     """Log-likelihoods of fixed texts under these weights."""
     rounding: Rounding = Rounding()
+    run_code: dict[str, Plain] = field(default_factory=dict)
+    """In which sandbox code of the checkpoint ran, and its limits; empty where none ran."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds, by part of the run."""
 

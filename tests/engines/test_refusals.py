@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -34,6 +35,46 @@ def edit(path: Path, **changes: Any) -> Path:
     content = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**content, **changes}))
     return path.parent
+
+
+@pytest.mark.parametrize(
+    ("method", "library"), [({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+                            ({"quant_method": "gptq", "bits": 4}, "optimum")]
+)  # fmt: skip
+def test_a_library_that_quantised_weights_need_is_named_as_it_is_typed(
+    llama_copy: Path, method: dict[str, Any], library: str
+) -> None:
+    if importlib.util.find_spec(library):
+        pytest.skip(f"{library} is installed")
+    edit(llama_copy / "config.json", quantization_config=method)
+    with pytest.raises(CheckpointError) as refused:
+        engine_of(llama_copy)
+    assert f"pip install '{library}" in str(refused.value) and "pip install -" not in str(refused.value.mend)
+
+
+def test_what_a_training_run_left_in_the_tokenizer_file_changes_no_question(llama_copy: Path, tiny_llama: Path) -> None:
+    """tokenizer.json may hold a cut on the right and a padding: neither log-likelihood nor generation uses them."""
+    edit(
+        llama_copy / "tokenizer.json",
+        truncation={"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        padding={"strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+                 "pad_token": "<pad>"},
+    )  # fmt: skip
+    changed, plain = engine_of(llama_copy), engine_of(tiny_llama)
+    text = "the river ran past the mill and under the old stone bridge"
+    for special in (None, True, False):
+        assert changed.encode(text, special) == plain.encode(text, special)
+    assert len(plain.encode(text)) > 4
+
+
+def test_generation_settings_of_a_checkpoint_change_no_reply(llama_copy: Path, tiny_llama: Path) -> None:
+    """As lm-eval and evalscope ask for greedy replies, whatever generation_config.json would like."""
+    odd = {"repetition_penalty": 1.7, "suppress_tokens": [10, 11], "min_new_tokens": 5, "forced_eos_token_id": 3, "num_beams": 4,
+           "no_repeat_ngram_size": 2, "do_sample": True, "temperature": 0.3, "max_length": 9, "stop_strings": ["e"]}  # fmt: skip
+    edit(llama_copy / "generation_config.json", **odd)
+    asked = [GenerateRequest(prompt=text, add_special_tokens=True, max_new_tokens=12) for text in ("a b c", "the mill")]
+    found = [[r for batch in engine_of(path).generate(asked) for r in batch] for path in (llama_copy, tiny_llama)]
+    assert found[0] == found[1]
 
 
 def test_an_answer_longer_than_the_context_is_refused(tiny_llama: Path) -> None:
