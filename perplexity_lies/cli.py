@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import io
-import json
 import sys
 import tempfile
 import traceback
@@ -170,14 +169,10 @@ def gate_command(
     from perplexity_lies.read.compare import compare_runs
     from perplexity_lies.read.comparison import load_comparison
     from perplexity_lies.read.gate import decide_all
-    from perplexity_lies.read.policy import load_policy
+    from perplexity_lies.read.policy import policy_of
     from perplexity_lies.read.verdicts import write_verdicts
 
-    if (margin is None) == (policy is None):
-        raise UsageError(
-            "the gate needs --margin or --policy", found="both" if margin else "neither", mend="--margin 3"
-        )
-    rules = load_policy(policy) if policy is not None else margin or 0.0
+    rules = policy_of(margin, policy)
     file = judged / "comparison.json" if judged.is_dir() else judged
     verdicts = decide_all(compare_runs(baseline, judged) if baseline else load_comparison(file), rules)
     for verdict in verdicts:
@@ -195,15 +190,14 @@ def rank_command(
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the ranking as JSON.")] = None,
 ) -> None:
     """Rank checkpoints by log-likelihood and by generation, and say whether the two agree."""
-    from perplexity_lies.files import write_whole
     from perplexity_lies.read.compare import compare_runs
-    from perplexity_lies.read.ranking import rank, ranking_lines
+    from perplexity_lies.read.ranking import rank, ranking_lines, write_ranking
 
     found = rank(compare_runs(*runs))
     for line in ranking_lines(found):
         typer.echo(printable(line))
     if as_json is not None:
-        write_whole(as_json, json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False) + "\n")
+        write_ranking(found, as_json)
 
 
 @app.command("suites")

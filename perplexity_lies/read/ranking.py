@@ -11,12 +11,16 @@ of an item together (Efron & Tibshirani 1993, chapter 13).
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from perplexity_lies.errors import UsageError
+from perplexity_lies.files import write_whole
 from perplexity_lies.read.comparison import Comparison
 from perplexity_lies.read.numbers import TaskItems
 from perplexity_lies.read.stats.moments import Floats
@@ -184,3 +188,11 @@ def ranking_lines(ranked: Ranked) -> list[str]:
         gaps = f"{pair.loglikelihood_pp:+.1f} pp by log-likelihood, {pair.generation_pp:+.1f} by generation"
         lines.append(f"{pair.first} over {pair.second}: {gaps}; wrong way round with probability {pair.wrong:.2f}")
     return lines
+
+
+def write_ranking(ranked: Ranked, path: Path) -> None:
+    """Write the ranking as JSON. Raises UsageError where that cannot be done."""
+    try:
+        write_whole(path, json.dumps(dataclasses.asdict(ranked), indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UsageError("the ranking cannot be written", found=str(error), mend="a path of yours") from error
