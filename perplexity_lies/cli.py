@@ -169,14 +169,10 @@ def gate_command(
     from perplexity_lies.read.compare import compare_runs
     from perplexity_lies.read.comparison import load_comparison
     from perplexity_lies.read.gate import decide_all
-    from perplexity_lies.read.policy import load_policy
+    from perplexity_lies.read.policy import policy_of
     from perplexity_lies.read.verdicts import write_verdicts
 
-    if (margin is None) == (policy is None):
-        raise UsageError(
-            "the gate needs --margin or --policy", found="both" if margin else "neither", mend="--margin 3"
-        )
-    rules = load_policy(policy) if policy is not None else margin or 0.0
+    rules = policy_of(margin, policy)
     file = judged / "comparison.json" if judged.is_dir() else judged
     verdicts = decide_all(compare_runs(baseline, judged) if baseline else load_comparison(file), rules)
     for verdict in verdicts:
@@ -184,6 +180,24 @@ def gate_command(
         typer.echo(printable(f"{who}{verdict}"))
     write_verdicts(verdicts, junit=junit, summary=summary, as_json=as_json)
     raise typer.Exit(verdicts[0].exit_code)
+
+
+@app.command(
+    "rank", epilog="plies rank plies-out/runs/smoke-a-... plies-out/runs/smoke-b-... plies-out/runs/smoke-c-..."
+)
+def rank_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories of three or more checkpoints.")],
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the ranking as JSON.")] = None,
+) -> None:
+    """Rank checkpoints by log-likelihood and by generation, and say whether the two agree."""
+    from perplexity_lies.read.compare import compare_runs
+    from perplexity_lies.read.ranking import rank, ranking_lines, write_ranking
+
+    found = rank(compare_runs(*runs))
+    for line in ranking_lines(found):
+        typer.echo(printable(line))
+    if as_json is not None:
+        write_ranking(found, as_json)
 
 
 @app.command("suites")

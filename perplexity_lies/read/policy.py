@@ -71,6 +71,16 @@ def load_policy(path: Path) -> Policy:
     return checked(Policy, read_yaml(path, f"policy {path}"), f"policy {path.name}")
 
 
+def policy_of(margin_pp: float | None, path: Path | None) -> Policy:
+    """The policy of `--margin` or of `--policy`. Raises UsageError unless exactly one is given."""
+    if margin_pp is not None and path is None:
+        return one_margin(margin_pp)
+    if path is not None and margin_pp is None:
+        return load_policy(path)
+    found = "neither" if path is None else "both"
+    raise UsageError("the gate needs --margin or --policy", found=found, mend="--margin 3")
+
+
 def one_margin(margin_pp: float, rung: str = GENERATION) -> Policy:
     """The overall gap on a rung must pass the margin, and no task may regress beyond it. Raises UsageError outside (0, 100]."""
     if not 0 < margin_pp <= 100:

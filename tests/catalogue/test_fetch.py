@@ -39,7 +39,7 @@ def test_all_missing_datasets_are_told_at_once(tmp_path: Path) -> None:
 def test_without_a_network_fetch_refuses_and_keeps_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     lines = fetch(narrow(load_suite("paper"), tasks="piqa"), filled(tmp_path))
     assert next(lines) == "baber/piqa: there"
     with pytest.raises(MissingError, match="extraordinarylab/piqa cannot be fetched"):

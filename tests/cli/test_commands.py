@@ -78,8 +78,9 @@ def test_several_students_in_one_command(compared: Path, plies: Plies, tmp_path:
     assert said.code == 0 and "student 2" in said.out
     assert len(json.loads((tmp_path / "o" / "comparison.json").read_text())["sides"]) == 3
     gated = plies("gate", "o/comparison.json", "--margin", "80")
-    assert gated.code == 0, gated.out
-    assert "student 1: PARTIAL pass" in gated.out and "student 2: PARTIAL pass" in gated.out
+    # Random weights answer nothing: whatever the margin, that is no pass.
+    verdicts = gated.out.replace("PARTIAL ", "")
+    assert gated.code == 4 and all(f"student {i}: inconclusive" in verdicts for i in (1, 2)), gated.out
 
 
 def test_replies_are_read_again_without_an_engine(compared: Path, plies: Plies, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ def test_frames_tell_answers_that_a_fallback_rule_read(handmade, tmp_path):
         for i, rule in enumerate(("fallback: last capital letter", "pattern"))
     ]
     runs = [handmade.write_run(tmp_path / name, records, name=name) for name in "ts"]
-    replies = compare_runs(*runs, resamples=50).replies
+    replies = compare_runs(*runs).replies
     assert replies.fallback.tolist() == [rule.startswith("fallback") for rule in replies.rule] and any(replies.fallback)
 
 
@@ -21,7 +21,7 @@ def test_a_row_names_what_its_numbers_were_read_by(handmade, tmp_path):
     for extractor, metric in (("evalscope@1.14.1", "acc"), ("number@1", "exact_match")):
         records = [handmade.record("a", str(i), GEN, 1.0, extractor=extractor, metric=metric) for i in range(4)]
         runs = [handmade.write_run(tmp_path / f"{extractor}{name}", records, name=name, tasks=tasks) for name in "ts"]
-        comparison = compare_runs(*runs, resamples=50)
+        comparison = compare_runs(*runs)
         row = comparison.tasks[0].rungs[GEN]
         found[extractor] = row.metric, row.extractor
         assert set(comparison.gaps[comparison.gaps.task == "a"].metric) == {metric}

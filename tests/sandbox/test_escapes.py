@@ -98,7 +98,7 @@ def test_an_attempt_to_get_out_fails(
         code = code.replace(word, str(value)) if word != "SECRET" or "PLIES_" not in code else code
     verdict = run_program(box, program(succeeds(code.replace("PORT", "9")), timeout_s=3))
     assert not verdict.passed
-    assert verdict.result.startswith("failed"), verdict
+    assert verdict.result.startswith(("failed", "timed out")), verdict
     assert secret.read_text() == "kept"
     assert not Path("/left").exists() and not Path("/usr/lib/left").exists()
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perplexity_lies.checked import Checked
-from perplexity_lies.errors import from_table
 from perplexity_lies.read.stats.estimate import CONFIDENCE
+from perplexity_lies.read.stats.student_t import t_quantile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +44,11 @@ class Effect(Checked):
 def effect(differences: NDArray[np.float64]) -> Effect:
     """The mean of `differences` [seeds, items] (scores of one arm minus another's, in [-1, 1]) and its interval.
 
-    Raises ValueError on fewer than two items, MissingError where scipy is not installed.
+    Raises ValueError on fewer than two items.
     """
     seeds, items = differences.shape
     if items < 2:
         raise ValueError("an interval needs at least two items")
-    student_t = from_table("scipy.stats:t", "an interval over items and training seeds cannot be made", "torch")
     mean = float(differences.mean())
     by_seed, by_item = differences.mean(1), differences.mean(0)
     item_part = float(by_item.var(ddof=1)) / items
@@ -61,7 +60,7 @@ def effect(differences: NDArray[np.float64]) -> Effect:
         variance = max(seed_part + item_part - rest_part, seed_part, item_part)
         spread = seed_part**2 / (seeds - 1) + item_part**2 / (items - 1)
         freedom = variance**2 / spread if spread > 0 else freedom
-    half = float(student_t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(variance)
+    half = t_quantile(0.5 + CONFIDENCE / 2, freedom) * math.sqrt(variance)
     return Effect(
         pp=100 * mean,
         low_pp=100 * (mean - half),

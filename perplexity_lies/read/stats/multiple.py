@@ -33,3 +33,14 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
         smallest = min(smallest, p_values[i] * len(order) / (len(order) - place))
         adjusted[i] = smallest
     return adjusted
+
+
+def e_benjamini_hochberg(e_values: Sequence[float], alpha: float) -> list[bool]:
+    """Which hypotheses to reject so that of those a share of `alpha` is expected to be false at most.
+
+    e-BH (Wang & Ramdas 2022, Journal of the Royal Statistical Society B 84:822); however the e-values depend on each other.
+    """
+    order = sorted(range(len(e_values)), key=e_values.__getitem__, reverse=True)
+    enough = [rank for rank, i in enumerate(order, 1) if rank * e_values[i] >= len(order) / alpha]
+    rejected = set(order[: max(enough, default=0)])
+    return [i in rejected for i in range(len(e_values))]
