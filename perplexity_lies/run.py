@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perplexity_lies.catalogue.ladder import ladder_of
 from perplexity_lies.catalogue.mirror import Mirror, open_mirror
 from perplexity_lies.catalogue.suite import load_suite
 from perplexity_lies.catalogue.tasks import Suite, TaskSpec, rung_class
@@ -51,6 +52,7 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
     told = RunOptions(**options)
     require("plies evaluate runs a checkpoint", "eval")
     wanted, mirror = load_suite(suite), open_mirror(told.data)
+    wanted = ladder_of(wanted, mirror) if told.ladder else wanted
     datasets = {name: mirror.digest(name) for name in wanted.datasets}
     named = resolve(
         checkpoint,
@@ -121,15 +123,15 @@ class Work:
                 self.reporter.note(f"{self.checkpoint.name}: the guard failed, {name}: {check.detail}")
         for rung in rungs:
             with self._timed(rung):
-                self._ask_rung(engine, rung)
+                self._ask_rung(engine, rung, tuple(rungs))
         self.run.update(
             complete=True,
             rungs=tuple(rung for rung in RUNGS if self.suite.tasks_on(rung) and self._has_records(rung)),
             timings={name: round(seconds, 3) for name, seconds in self.timings.items()},
         )
 
-    def _ask_rung(self, engine: Engine, rung: str) -> None:
-        journal = self.run.journal(rung)
+    def _ask_rung(self, engine: Engine, rung: str, together: tuple[str, ...]) -> None:
+        journal = self.run.journal(RUNGS[rung].answers or rung)
         log = self.run.log_path(rung)
         try:
             self._guard_weights(engine, journal)
@@ -140,6 +142,7 @@ class Work:
                 log=log,
                 reporter=self.reporter,
                 rounding=self.run.manifest.rounding,
+                rungs=together,
             )
             with quarantine(log):
                 records = rung_class(rung).ask(engine, self.suite, context)

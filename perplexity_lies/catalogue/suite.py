@@ -59,6 +59,8 @@ class _Head(Checked):
     title: str = ""
     items: str | dict[str, Any] | None = None
     rungs: Annotated[tuple[str, ...], MinLen(1)] | None = None
+    ladder: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How `--ladder` asks the task, where it is otherwise than for other tasks (`ladder.Ladder`)."""
 
 
 HEAD = tuple(field.name for field in dataclasses.fields(_Head))
@@ -123,14 +125,14 @@ def _task(raw: Mapping[str, Any], number: int, path: Path, digest: hashlib._Hash
     _refuse_unrankable(items or [], rungs, where)
     replied, ranked = (any(RUNGS[rung].replies is replies for rung in rungs) for replies in (True, False))
     refuse_unanswerable(items or [], where, replied=replied, ranked=ranked)
-    task = TaskSpec(name=head.name, title=head.title or head.name, rungs=rungs, items=source)
+    task = TaskSpec(name=head.name, title=head.title or head.name, rungs=rungs, items=source, ladder=head.ladder)
     _add_to_digest(digest, task, items, path.parent, where)
     return task
 
 
 def _rungs_of_blocks(raw: Mapping[str, Any], blocks: list[str], where: str) -> dict[str, RungSettings]:
     """Each rung's own block."""
-    _refuse_unknown(raw, ("name", "title", "items", *RUNGS), where)
+    _refuse_unknown(raw, ("name", "title", "items", "ladder", *RUNGS), where)
     if not blocks:
         raise UsageError(
             f"{where} says on no rung how it is asked",

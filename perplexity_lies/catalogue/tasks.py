@@ -132,6 +132,8 @@ class TaskSpec:
     """In the order of `RUNGS`."""
     items: ItemSource | None = None
     """Where its items come from; None where each rung asks a library's own benchmark."""
+    ladder: dict[str, Any] = field(default_factory=dict)
+    """How `--ladder` asks it, where that is otherwise than for other tasks."""
 
     @property
     def datasets(self) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ class Context:
     """Where the libraries' output goes."""
     reporter: Reporter
     rounding: Rounding = Rounding()
+    rungs: tuple[str, ...] = ()
+    """Rungs that are asked in this call, so that those that share their answers can be asked together."""
 
 
 class Keyed(Protocol):
