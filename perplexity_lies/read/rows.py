@@ -43,12 +43,17 @@ class TaskNumbers:
     """Contrast -> stratum by student."""
 
 
+def task_seed(task: str) -> int:
+    """A task's own part of the bootstrap's seed: another task moves no interval."""
+    return int.from_bytes(hashlib.sha256(task.encode("utf-8", "surrogatepass")).digest()[:4], "big")
+
+
 def _strata(task: str, scores: Floats, subjects: Sequence[str], sides: int, bootstrap: Bootstrap) -> list[Stratum]:
     """By student: resamples of its pair with the baseline. The seed is the task's own: another task moves no interval.
 
     `scores` [n, k * sides] holds k rungs' scores, each of all sides.
     """
-    own = int.from_bytes(hashlib.sha256(task.encode("utf-8", "surrogatepass")).digest()[:4], "big")
+    own = task_seed(task)
     rungs = range(scores.shape[1] // sides)
     return [
         resample(
