@@ -44,7 +44,7 @@ def parts(comparison: Comparison) -> Iterator[RenderableType]:
     """For the terminal: steps and causes of the overall row, else of every task. Without a ladder, nothing."""
     if not comparison.waterfalls:
         return
-    every = told(comparison)
+    every = [each for each in told(comparison) if each.fall is not None]
     shown = [each for each in every if each.task == OVERALL] or every
     for each in shown:
         if each.fall is not None:
