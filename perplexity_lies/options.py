@@ -58,6 +58,9 @@ class RunOptions:
             "--rungs", "--protocol", help=f"Ways to ask, commas between: {', '.join(RUNGS)}. All when left out."
         ),
     ] = None
+    ladder: Annotated[
+        bool, typer.Option("--ladder", help="The same items in steps of one factor each, from ranking to chat.")
+    ] = False
     engine: Annotated[
         str, typer.Option("--engine", help="What runs the files: torch, vllm. An address is the endpoint engine's.")
     ] = "torch"
@@ -106,7 +109,7 @@ class RunOptions:
 ENGINE_OPTIONS = ("engine", "tokenizer", "device", "dtype", "allow_pickle", "trust_remote_code")
 """Fields of `RunOptions` that say how a checkpoint is loaded."""
 RUN_OPTIONS = (
-    "data", "out", "limit", "tasks", "seeds", "greedy", "rungs", "chat_template_args", "run_code", *ENGINE_OPTIONS,
+    "data", "out", "limit", "tasks", "seeds", "greedy", "rungs", "ladder", "chat_template_args", "run_code", *ENGINE_OPTIONS,
 )  # fmt: skip
 
 Command = TypeVar("Command", bound=Callable[..., Any])

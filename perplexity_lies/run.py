@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perplexity_lies.catalogue.ladder import ladder_of
 from perplexity_lies.catalogue.mirror import Mirror, open_mirror
 from perplexity_lies.catalogue.narrow import narrow
 from perplexity_lies.catalogue.suite import load_suite
@@ -55,6 +56,7 @@ def evaluate(checkpoint: str, *, suite: str | Path, **options: Any) -> Run:
     wanted = narrow(load_suite(suite), tasks=told.tasks, seeds=told.seeds, greedy=told.greedy)
     mirror = open_mirror(told.data)
     mirror.refuse_missing(wanted.datasets, f"plies data fetch {suite} {told.data or 'DIR'}")
+    wanted = ladder_of(wanted, mirror) if told.ladder else wanted
     datasets = {name: mirror.digest(name) for name in wanted.datasets}
     named = resolve(
         checkpoint,
@@ -133,15 +135,15 @@ class Work:
                 self.reporter.note(f"{self.checkpoint.name}: the guard failed, {name}: {check.detail}")
         for rung in rungs:
             with self._timed(rung):
-                self._ask_rung(engine, rung)
+                self._ask_rung(engine, rung, tuple(rungs))
         self.run.update(
             complete=True,
             rungs=tuple(rung for rung in RUNGS if self.suite.tasks_on(rung) and self._has_records(rung)),
             timings={name: round(seconds, 3) for name, seconds in self.timings.items()},
         )
 
-    def _ask_rung(self, engine: Engine, rung: str) -> None:
-        journal = self.run.journal(rung)
+    def _ask_rung(self, engine: Engine, rung: str, together: tuple[str, ...]) -> None:
+        journal = self.run.journal(RUNGS[rung].answers or rung)
         log = self.run.log_path(rung)
         try:
             self._guard_weights(engine, journal)
@@ -153,6 +155,7 @@ class Work:
                 reporter=self.reporter,
                 rounding=self.run.manifest.rounding,
                 sandbox=self.sandbox,
+                rungs=together,
             )
             with quarantine(log):
                 records = rung_class(rung).ask(engine, self.suite, context)

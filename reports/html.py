@@ -26,7 +26,7 @@ from perplexity_lies.read.comparison import Comparison
 from perplexity_lies.read.wording import interval, signed
 from perplexity_lies.rungs import CONTRASTS, RUNGS
 from perplexity_lies.templates import pages
-from reports import figures, items, naming, provenance
+from reports import figures, items, ladder, naming, provenance
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_BYTES = 19_000_000
@@ -78,6 +78,7 @@ def _readings(comparison: Comparison, page: Page) -> dict[str, Any]:
 SECTIONS = (
     Section("figures", _figures, ("charts.js",)),
     Section("numbers"),
+    Section("ladder", lambda comparison, page: {"ladders": ladder.told(comparison)}),
     Section("readings", _readings),
     Section(
         "items",

@@ -20,6 +20,7 @@ from perplexity_lies.read.numbers import Caution, RungRow, TaskRow
 from perplexity_lies.read.stats.estimate import Estimate
 from perplexity_lies.read.wording import interval, kept_said, signed
 from perplexity_lies.rungs import CONTRASTS, RUNGS
+from reports import ladder
 from reports.naming import contest, estimates, letters, methods_said, one_sided, rungs_of
 
 TASK_COLUMNS = 20
@@ -190,6 +191,7 @@ class _Rendered:
             parts.append(table)
         else:
             parts += [*_narrow(comparison), Text("")]
+        parts += ladder.parts(comparison)
         parts += _notes(comparison)
         whole = Padding(Group(*parts), (1, 0))
         if not options.ascii_only:

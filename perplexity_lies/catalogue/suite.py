@@ -65,6 +65,8 @@ class _Head(Checked):
     rungs: Annotated[tuple[str, ...], MinLen(1)] | None = None
     subjects: Literal["benchmark", "sample"] | None = None
     """Whether an item's subjects are the benchmark itself (strata) or a sample of more such (clusters)."""
+    ladder: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How `--ladder` asks the task, where it is otherwise than for other tasks (`ladder.Ladder`)."""
 
 
 HEAD = tuple(field.name for field in dataclasses.fields(_Head))
@@ -136,7 +138,9 @@ def _task(
     subjects = head.subjects or ("benchmark" if any(own.subject for own in rungs.values()) else "")
     if source is not None and head.subjects is None:
         subjects = "sample"
-    task = TaskSpec(name=head.name, title=head.title or head.name, rungs=rungs, items=source, subjects=subjects)
+    task = TaskSpec(
+        name=head.name, title=head.title or head.name, rungs=rungs, items=source, subjects=subjects, ladder=head.ladder
+    )
     _add_to_digest(digest, task, items, path.parent, where)
     return task
 
@@ -145,7 +149,7 @@ def _rungs_of_blocks(
     raw: Mapping[str, Any], blocks: list[str], defaults: Mapping[str, Any], where: str
 ) -> dict[str, RungSettings]:
     """Each rung's own block over the suite's defaults."""
-    _refuse_unknown(raw, ("name", "title", "items", "subjects", *RUNGS), where)
+    _refuse_unknown(raw, ("name", "title", "items", "subjects", "ladder", *RUNGS), where)
     if not blocks:
         raise UsageError(
             f"{where} says on no rung how it is asked",

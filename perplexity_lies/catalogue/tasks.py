@@ -147,6 +147,8 @@ class TaskSpec:
     """Where its items come from; None where each rung asks a library's own benchmark."""
     subjects: Literal["", "benchmark", "sample"] = ""
     """Whether the items' subjects are the benchmark itself (strata) or a sample of more such (clusters); empty for none."""
+    ladder: dict[str, Any] = field(default_factory=dict)
+    """How `--ladder` asks it, where that is otherwise than for other tasks."""
 
     def items_on(self, rung: str) -> ItemSource | None:
         """What `rung` asks where it does not ask a library's own benchmark."""

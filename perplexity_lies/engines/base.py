@@ -106,6 +106,8 @@ class GenerateRequest:
 
     `prompt` is then their transcript.
     """
+    choices: tuple[str, ...] = ()
+    """The reply can only be one of these texts (`Engine.why_no_choices`); empty leaves it free."""
     key: str = field(default="", init=False, compare=False, repr=False)
     """Hash of the request's content; see `_set_key`."""
 
@@ -142,6 +144,8 @@ class GenerateResult:
     """Tokens at positions beyond the checkpoint's stated context."""
     smallest_margin: float | None = None
     """Smallest lead, in logits, of a greedy token over the second best. None for a sampled reply, and when unknown."""
+    choices_mass: float | None = None
+    """Probability, at the first token, of all tokens that begin one of the request's `choices`; None when unknown."""
     error: str = ""
     """Why there is no reply; empty when there is one."""
     failed: bool = False
@@ -237,6 +241,11 @@ class Engine(abc.ABC):
     def why_no_score(self) -> str:
         """Why this engine cannot give log-likelihoods; empty when it can."""
         return ""
+
+    @property
+    def why_no_choices(self) -> str:
+        """Why this engine cannot hold a reply to `GenerateRequest.choices`; empty when it can."""
+        return "this engine has no constrained decoding"
 
     @property
     def takes_messages(self) -> bool:

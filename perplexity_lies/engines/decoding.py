@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from perplexity_lies.engines.base import FinishReason, GenerateRequest, GenerateResult, Sampling
+from perplexity_lies.engines.held import Held
 
 STOP_WINDOW_TOKENS = 16
 """Stop strings are searched in the text of the last STOP_WINDOW_TOKENS + (characters of the longest stop string) tokens."""
@@ -33,6 +34,10 @@ class Row:
     """The row's own, for a sampled row."""
     smallest_margin: float | None = None
     """Smallest lead of a greedy token over the second best so far, in logits."""
+    held: Held | None = None
+    """What a constrained reply is held to."""
+    choices_mass: float | None = None
+    """Probability of all tokens that were allowed first, of a constrained reply."""
 
     def refused(self, why: str, context_tokens: int) -> GenerateResult:
         """The result of a row that cannot be run, with the reason."""
@@ -66,6 +71,9 @@ def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     """
     greedy: list[int] = logits.argmax(-1).tolist()
     best, second = logits.topk(min(2, logits.shape[-1])).values.float().T[[0, -1]]
+    for i, row in enumerate(rows):
+        if row.held is not None and row.finish_reason is None:
+            greedy[i], best[i], second[i] = _held_token(logits[i], row)
     for row, margin in zip(rows, (best - second).tolist(), strict=True):
         if row.request.sampling.temperature <= 0 and row.finish_reason is None:
             row.smallest_margin = margin if row.smallest_margin is None else min(margin, row.smallest_margin)
@@ -75,6 +83,17 @@ def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
         else next_token(logits[i], row.request.sampling, row.generator)
         for i, row in enumerate(rows)
     ]
+
+
+def _held_token(logits: torch.Tensor, row: Row) -> tuple[int, float, float]:
+    """The likeliest token that the constraint allows, its logit, and the second best one's (-inf where there is none)."""
+    assert row.held is not None
+    allowed = torch.tensor(row.held.allowed(row.ids), device=logits.device)
+    if not row.ids:
+        row.choices_mass = float((logits[allowed].float().logsumexp(0) - logits.float().logsumexp(0)).exp())
+    best = logits[allowed].float().topk(min(2, len(allowed)))
+    values = best.values.tolist()
+    return int(allowed[best.indices[0]]), values[0], values[1] if len(values) > 1 else float("-inf")
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -137,6 +156,8 @@ def advance(row: Row, token: int, tokenizer: Any, end_ids: frozenset[int], posit
     request = row.request
     if token in end_ids:
         row.finish_reason = "stop"
+    elif row.held is not None and row.held.ended(row.ids):
+        row.finish_reason = "stop"
     elif request.stop:
         window = STOP_WINDOW_TOKENS + max(map(len, request.stop))
         recent = row.ids[-window:]
@@ -160,6 +181,7 @@ def result_of(row: Row, tokenizer: Any, context_tokens: int) -> GenerateResult:
         completion_tokens=len(row.ids),
         token_ids=tuple(row.ids),
         truncated_tokens=row.truncated_tokens,
-        smallest_margin=row.smallest_margin,
+        smallest_margin=row.smallest_margin if row.smallest_margin != float("inf") else None,
+        choices_mass=row.choices_mass,
         beyond_context_tokens=max(0, len(row.prompt_ids) + len(row.ids) - context_tokens),
     )

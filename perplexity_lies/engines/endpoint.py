@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -156,6 +157,10 @@ class EndpointEngine(Engine):
     ) -> Iterator[list[GenerateResult]]:
         return self._ask_all([request for request in requests if not finished(request.key)], self._generate_job)
 
+    @property
+    def why_no_choices(self) -> str:
+        return ""
+
     def prompt_of(self, ids: Sequence[int]) -> list[int] | str:
         """`ids` in the form in which the server takes a prompt: themselves, or their text."""
         if self.ability.prompts == "ids":
@@ -215,6 +220,7 @@ class EndpointEngine(Engine):
 
         def read(content: Any) -> GenerateResult:
             text, reason = read_reply(content, request.stop)
+            strayed = request.choices and text.strip() not in {choice.strip() for choice in request.choices}
             for special in hidden:
                 text = text.replace(special, "")
             counted = usage_of(content, "prompt_tokens")
@@ -233,7 +239,7 @@ class EndpointEngine(Engine):
                 key=request.key, text=text, finish_reason=reason, prompt_tokens=prompt_tokens, completion_tokens=grown,
                 truncated_tokens=cut + unread,
                 beyond_context_tokens=max(0, prompt_tokens + grown - self.context_tokens),
-                error=put_elsewhere(content),
+                error="the server has no structured choice: its reply is none of them" if strayed else put_elsewhere(content),
             )  # fmt: skip
 
         def lost(why: str, failed: bool) -> GenerateResult:
@@ -256,6 +262,8 @@ class EndpointEngine(Engine):
             body["stop"] = list(request.stop)
         if hidden:
             body["skip_special_tokens"] = False
+        if request.choices:
+            body |= structured_choice(request.choices)
         return body
 
     def _known_tokens(self, request: GenerateRequest) -> int:
@@ -359,6 +367,19 @@ class EndpointEngine(Engine):
                 found=(f"{len(held)} requests in a row failed; the last: {held[-1].error}", str(error)),
                 mend="when it is up again: the same command continues where it stopped",
             ) from error
+
+
+def structured_choice(choices: Sequence[str]) -> dict[str, Any]:
+    """Fields that hold a reply to one of `choices`: vLLM's from 0.12 on, vLLM's before, and SGLang's.
+
+    A server that has none of them ignores or refuses them; a reply that is no choice is then a record without a score.
+    """
+    texts = [text for choice in choices for text in (choice, f" {choice}")]
+    return {
+        "structured_outputs": {"choice": texts},
+        "guided_choice": texts,
+        "regex": f" ?({'|'.join(re.escape(choice) for choice in choices)})",
+    }
 
 
 def _unasked(request: ScoreRequest | GenerateRequest, why: str) -> Result:

@@ -11,6 +11,7 @@ When a checkpoint is opened, a few tokens are run to see whether its state can b
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ from perplexity_lies.engines.base import (
 from perplexity_lies.engines.decoding import Row
 from perplexity_lies.engines.device import cpu_threads
 from perplexity_lies.engines.generation import generate_by_length, generate_in_slots
+from perplexity_lies.engines.held import Held, Spelling
 from perplexity_lies.engines.loading import load_model, load_tokenizer
 from perplexity_lies.engines.probe import find_fit
 from perplexity_lies.engines.scoring import Budget, score_tree
@@ -113,6 +115,10 @@ class TorchEngine(Engine):
     @property
     def has_chat_template(self) -> bool:
         return tokens.has_template(self.tokenizer)
+
+    @property
+    def why_no_choices(self) -> str:
+        return ""
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
         return tokens.encode(self.tokenizer, text, add_special_tokens)
@@ -207,7 +213,12 @@ class TorchEngine(Engine):
     def _row(self, request: GenerateRequest) -> Row:
         ids = self.encode(request.prompt, request.add_special_tokens)
         kept = tokens.keep_last(ids, request.max_prompt_tokens)
-        return Row(request=request, prompt_ids=tuple(kept), truncated_tokens=len(ids) - len(kept))
+        held = Held(request.choices, self._spelling, self.end_ids) if request.choices else None
+        return Row(request=request, prompt_ids=tuple(kept), truncated_tokens=len(ids) - len(kept), held=held)
+
+    @functools.cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self.tokenizer, self.embedded)
 
     def _refusal(self, row: Row) -> str:
         """Why the row cannot be run; empty when it can."""

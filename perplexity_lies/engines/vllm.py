@@ -15,7 +15,7 @@ import torch
 import transformers
 import vllm
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from perplexity_lies.checkpoint.lookup import Checkpoint
 from perplexity_lies.engines import tokens
@@ -128,6 +128,10 @@ class VllmEngine(Engine):
         }
         yield from self._run(asks, lambda key, output: self._reply(wanted[key], len(ids[key]), output))
 
+    @property
+    def why_no_choices(self) -> str:
+        return ""
+
     def _refusal(self, prompt: Sequence[int]) -> str:
         """Why vLLM cannot run a prompt; empty when it can."""
         if not prompt:
@@ -146,6 +150,7 @@ class VllmEngine(Engine):
             logprobs=None if sampling.temperature > 0 else 2,
             max_tokens=min(request.max_new_tokens, self.context_tokens - prompt_tokens),
             stop=list(request.stop),
+            structured_outputs=held_to(request.choices),
             skip_special_tokens=not request.stop,  # a stop string may be a special token; the text is decoded here
             spaces_between_special_tokens=False,
             stop_token_ids=sorted(self.end_ids),
@@ -207,6 +212,15 @@ class VllmEngine(Engine):
         finally:
             if waiting:
                 engine.abort_request(list(waiting))
+
+
+def held_to(choices: Sequence[str]) -> StructuredOutputsParams | None:
+    """vLLM's own structured choice, each text also after one space, as the torch engine has it; None leaves a reply free."""
+    return (
+        StructuredOutputsParams(choice=[text for choice in choices for text in (choice, f" {choice}")])
+        if choices
+        else None
+    )
 
 
 def smallest_margin(places: Sequence[Mapping[int, Any]] | None) -> float | None:

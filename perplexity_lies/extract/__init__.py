@@ -18,6 +18,7 @@ EXTRACTORS = {
     "pattern": "perplexity_lies.extract.pattern:Pattern",
     "strict": "perplexity_lies.extract.strict:Strict",
     "number": "perplexity_lies.extract.number:Number",
+    "label": "perplexity_lies.extract.label:Label",
     "last_letter": "perplexity_lies.extract.last_letter:LastLetter",
 }
 """Extractor name -> `module:class`."""

@@ -42,6 +42,8 @@ class Context:
     rounding: Rounding = Rounding()
     sandbox: Sandbox | None = None
     """What runs code in replies; None where it is not to be run."""
+    rungs: tuple[str, ...] = ()
+    """Rungs that are asked in this call, so that those that share their answers can be asked together."""
 
 
 class Keyed(Protocol):

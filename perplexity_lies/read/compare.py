@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from perplexity_lies.errors import UsageError
+from perplexity_lies.read.causes import causes_of
 from perplexity_lies.read.cautions import caution
 from perplexity_lies.read.comparison import Comparison, load_comparison
 from perplexity_lies.read.cuts import cut_differently
@@ -33,6 +34,7 @@ from perplexity_lies.read.pairing import Paired, Records, Seen, mean_score, scan
 from perplexity_lies.read.rows import TaskNumbers, adjusted, overall_row, overall_tasks, task_numbers
 from perplexity_lies.read.stats.estimate import CONFIDENCE
 from perplexity_lies.read.stats.regimes import Clusters
+from perplexity_lies.read.waterfall import waterfalls
 from perplexity_lies.record.manifest import Manifest, TaskFacts
 from perplexity_lies.record.records import Status
 from perplexity_lies.record.store import Run, open_run
@@ -194,17 +196,20 @@ def compare_runs(*runs: str | Path, clusters: Clusters | None = None) -> Compari
     unpaired: list[Unpaired] = []
     items: list[TaskItems] = []
     seeds: list[str] = []
+    by_task: list[tuple[str, dict[str, Paired]]] = []
     cuts: list[Caution] = []
     for facts in _tasks(opened, sides):
         task, pairs, left = task_numbers(facts, sides, labels, clusters)
         tasks.append(task)
         unpaired += left
         items.append(_items(facts.name, pairs, sides))
+        by_task.append((facts.name, pairs))
         if _seeds_differ(facts.name, pairs, sides):
             seeds.append(facts.name)
         said = cut_differently(facts.name, pairs, sides, labels)
         cuts += [Caution(kind="cut differently", task=facts.name, text=text) for text in said]
     overall = overall_row(overall_tasks(tasks), len(sides))
+    kinds = {task.row.task: task.clusters for task in tasks}
     rows = adjusted([task.row for task in tasks], len(sides))
     return Comparison(
         sides=described,
@@ -216,6 +221,8 @@ def compare_runs(*runs: str | Path, clusters: Clusters | None = None) -> Compari
         intervals=Intervals(
             confidence=CONFIDENCE, clusters={task.row.task: task.clusters for task in tasks if task.row.subjects > 1}
         ),
+        waterfalls=waterfalls(by_task, len(sides), kinds),
+        causes=causes_of(by_task, opened, kinds),
     )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from perplexity_lies.checked import Checked, checked
 from perplexity_lies.errors import UsageError
 from perplexity_lies.files import read_json, write_whole
+from perplexity_lies.read.causes import Causes
 from perplexity_lies.read.frames import gap_lines, item_lines, pandas_frame, reply_lines
 from perplexity_lies.read.numbers import (
     Caution,
@@ -33,6 +34,7 @@ from perplexity_lies.read.numbers import (
     guard_failures,
 )
 from perplexity_lies.read.stats.estimate import DECIMALS
+from perplexity_lies.read.waterfall import Waterfall
 from perplexity_lies.read.wording import headline, notebook
 
 if TYPE_CHECKING:
@@ -56,6 +58,10 @@ class Comparison(Checked):
     unpaired: tuple[Unpaired, ...]
     cautions: tuple[Caution, ...]
     intervals: Intervals
+    waterfalls: tuple[Waterfall, ...] = ()
+    """On the ladder: the steps that the hidden gap is made of, by student and task."""
+    causes: tuple[Causes, ...] = ()
+    """Why items are lost and gained where a reply is written, by student and task."""
 
     @property
     def baseline(self) -> Side:

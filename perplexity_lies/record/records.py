@@ -109,6 +109,8 @@ class ItemRecord(Checked):
     """Tokens cut from the left of the prompt because it did not fit the context."""
     beyond_context_tokens: int = 0
     """Tokens of prompt and reply at positions beyond the checkpoint's stated context."""
+    label_mass: float | None = None
+    """Where the answer would begin: the probability of all tokens that begin a valid label; None where it is not known."""
     fragile: bool = False
     """Whether the engine's own rounding could have changed the choice ranked first, or a token of the reply."""
     bos_before_template: bool = False

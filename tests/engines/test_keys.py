@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "seed": 1,
     "max_prompt_tokens": 64,
     "messages": (("user", "2 + 2 ="),),
+    "choices": ("4", "5"),
 }
 """For each field of a request, a value that neither request has."""
 
