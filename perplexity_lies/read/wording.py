@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from perplexity_lies.read.numbers import GuardFailure, Side, TaskRow
 from perplexity_lies.read.stats.estimate import Estimate
-from perplexity_lies.rungs import HIDDEN_GAP, RUNGS
+from perplexity_lies.rungs import HIDDEN_GAP, RUNGS, trunk
 
 
 def signed(value: float) -> str:
@@ -65,6 +65,8 @@ def _sentences(row: TaskRow, side: int, who: str) -> str:
     hidden = row.contrast(HIDDEN_GAP.name, side)
     if hidden is not None:
         return " ".join([said, _hidden_sentence(hidden, gaps[HIDDEN_GAP.minus].value), *_kept(row, side, hidden)])
+    if len(trunk(gaps)) > 1:
+        return f"{said} The waterfall says at which step of the ladder the difference enters."
     missing = [RUNGS[rung].title for rung in (HIDDEN_GAP.minus, HIDDEN_GAP.of) if rung not in gaps]
     why = f"no task has numbers by {' or '.join(missing)}" if missing else "no task has numbers on both rungs"
     return f"{said} There is no hidden gap to report: {why}."
