@@ -22,7 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 
 from perplexity_lies.catalogue.items import Item, refuse_unanswerable
 from perplexity_lies.catalogue.sources import read_source
@@ -57,6 +57,8 @@ class _Head(Checked):
 
     name: Annotated[str, MinLen(1)]
     title: str = ""
+    series: str = ""
+    length_tokens: Annotated[int, Interval(ge=0)] = 0
     items: str | dict[str, Any] | None = None
     rungs: Annotated[tuple[str, ...], MinLen(1)] | None = None
 
@@ -123,14 +125,17 @@ def _task(raw: Mapping[str, Any], number: int, path: Path, digest: hashlib._Hash
     _refuse_unrankable(items or [], rungs, where)
     replied, ranked = (any(RUNGS[rung].replies is replies for rung in rungs) for replies in (True, False))
     refuse_unanswerable(items or [], where, replied=replied, ranked=ranked)
-    task = TaskSpec(name=head.name, title=head.title or head.name, rungs=rungs, items=source)
+    task = TaskSpec(
+        name=head.name, title=head.title or head.name, series=head.series, length_tokens=head.length_tokens,
+        rungs=rungs, items=source,
+    )  # fmt: skip
     _add_to_digest(digest, task, items, path.parent, where)
     return task
 
 
 def _rungs_of_blocks(raw: Mapping[str, Any], blocks: list[str], where: str) -> dict[str, RungSettings]:
     """Each rung's own block."""
-    _refuse_unknown(raw, ("name", "title", "items", *RUNGS), where)
+    _refuse_unknown(raw, (*(key for key in HEAD if key != "rungs"), *RUNGS), where)
     if not blocks:
         raise UsageError(
             f"{where} says on no rung how it is asked",

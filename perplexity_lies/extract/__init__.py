@@ -19,6 +19,8 @@ EXTRACTORS = {
     "strict": "perplexity_lies.extract.strict:Strict",
     "number": "perplexity_lies.extract.number:Number",
     "last_letter": "perplexity_lies.extract.last_letter:LastLetter",
+    "string_match_all": "perplexity_lies.extract.string_match:StringMatchAll",
+    "string_match_part": "perplexity_lies.extract.string_match:StringMatchPart",
 }
 """Extractor name -> `module:class`."""
 

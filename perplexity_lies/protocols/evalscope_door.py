@@ -61,6 +61,9 @@ from perplexity_lies.record.records import ItemRecord
 ITEMS_BENCHMARK = "plies_items"
 """Our own benchmark: items asked as they stand, judged by an exact match of what a pattern finds."""
 
+WHOLE_REPLY = r"(?s)\A(.*)\Z"
+"""What evalscope reads where an extractor of ours judges."""
+
 EVALSCOPE_LOADING_ERRORS = (ValueError, KeyError, OSError, AssertionError)
 """What evalscope raises for a benchmark that it cannot load."""
 
@@ -145,7 +148,7 @@ def _config(wanted: Pass, model: Any, work: Path) -> TaskConfig:
     if items is not None:
         file = work / "items.jsonl"
         file.write_text(dump_items(items), encoding="utf-8")
-        own |= {"local_path": str(file), "extra_params": {"extract": settings.extract}}
+        own |= {"local_path": str(file), "extra_params": {"extract": settings.extract or WHOLE_REPLY}}
     else:
         own |= _dataset(wanted.context.mirror.folder(settings.dataset), settings.subset)
     name = ITEMS_BENCHMARK if items is not None else settings.evalscope
@@ -261,13 +264,17 @@ def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[
             _run(_config(wanted, api, work), wanted.where)
         reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
     readers = wanted.settings.readers()
+    theirs = wanted
+    if wanted.items is not None:  # what evalscope itself can say of items; the headline is ours
+        theirs = replace(wanted, settings=replace(wanted.settings, metric=EXACT_MATCH))
     records = []
     for question in questions:
         reply, review = api.answer(question.messages), reviews.get((question.subset, question.index))
         prefix = opened_thought(api.request(question.messages).prompt)
-        record = record_of(question, reply, review, wanted, prefix=prefix, fell_back=reply.text in fell_back)
+        record = record_of(question, reply, review, theirs, prefix=prefix, fell_back=reply.text in fell_back)
         if wanted.items is not None:
-            never = never_replied(api.engine, question.target, wanted.settings.max_new_tokens)
+            shortest = readers[0].shortest_right(question.target)
+            never = never_replied(api.engine, shortest, wanted.settings.max_new_tokens)
             record = replace(record, never_right=never)
         if readers:
             ours = tuple(reader.read(record) for reader in readers)

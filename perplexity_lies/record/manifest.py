@@ -83,6 +83,10 @@ class TaskFacts(Checked):
 
     name: str
     title: str = ""
+    series: str = ""
+    """Tasks of one series are one task at several lengths."""
+    length_tokens: int = 0
+    """The length of its prompts, by the suite's own count; 0 where the suite does not say."""
     rungs: dict[str, RungFacts] = field(default_factory=dict)
 
 
