@@ -270,4 +270,7 @@ def _start(
 
 def _task_facts(task: TaskSpec) -> TaskFacts:
     rungs = {name: settings.facts(task) for name, settings in task.rungs.items()}
-    return TaskFacts(name=task.name, title=task.title, rungs=rungs, subjects=task.subjects)
+    return TaskFacts(
+        name=task.name, title=task.title, series=task.series, length_tokens=task.length_tokens,
+        rungs=rungs, subjects=task.subjects,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
     items: sums.jsonl                                                        a file beside the suite
     items: {generator: miniature, task: arith}                               a function that makes them
+    items: {generator: ruler, task: niah_single_2, length: 4096, edition: 1, dataset: baber/paul_graham_essays}
     items: {lm_eval: arc/arc_easy.yaml, dataset: allenai/ai2_arc}            lm-eval's documents
     items: {evalscope: arc, dataset: allenai/ai2_arc, subset: ARC-Easy}      evalscope's samples
 
@@ -14,7 +15,7 @@ import abc
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -34,9 +35,9 @@ from perplexity_lies.checked import Checked, checked
 from perplexity_lies.digests import canonical_json
 from perplexity_lies.errors import UsageError, from_table, nearest
 
-GENERATORS = {"miniature": "suites.miniature.catalogue:task_items"}
+GENERATORS = {"miniature": "suites.miniature.catalogue:task_items", "ruler": "suites.long.ruler:ruler_items"}
 """Name -> `module:function`. The function takes the settings by name, raises ValueError for one that it cannot use, and gives
-items as a JSONL line holds them, as dicts or dataclasses."""
+items as a JSONL line holds them, as dicts or dataclasses. Where the source names a dataset, it also takes `folder`."""
 
 GENERATORS_OF_OTHERS = "perplexity_lies.generators"
 """Entry point group in which an installed package names generators of its own."""
@@ -83,13 +84,28 @@ class GeneratedItems(ItemSource):
 
     generator: str
     settings: dict[str, Any]
+    dataset: str = ""
+    """Hub id of what the function reads; it is given the folder in the mirror as `folder`. Empty: it reads nothing."""
 
     @property
     def title(self) -> str:
         return f"items of the generator {self.generator}"
 
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return (self.dataset,) if self.dataset else ()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its settings alone tell what the items are: an `edition` never changes, a dataset has its own digest.
+
+        Such items are made when they are asked, not when the suite is read.
+        """
+        return bool(self.dataset) or "edition" in self.settings
+
     def load(self, mirror: Mirror = NO_MIRROR, limit: int | None = None) -> list[Item]:
-        return _made(self.generator, self.settings, limit, self.title)
+        read = {"folder": mirror.folder(self.dataset)} if self.dataset else {}
+        return _made(self.generator, {**self.settings, **read}, limit, self.title)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +176,8 @@ def generators() -> dict[str, str]:
     return {**others, **GENERATORS}
 
 
-def _made(name: str, settings: Mapping[str, Any], limit: int | None, where: str) -> list[Item]:
-    """The items of a generator, which raises ValueError for settings that it cannot use. Raises UsageError led by `where`."""
+def _started(name: str, settings: Mapping[str, Any], where: str) -> tuple[Iterable[Any], inspect.Signature]:
+    """What a generator gives for these settings, and what it takes. Raises UsageError led by `where`."""
     known = generators()
     if name not in known:
         raise UsageError(
@@ -176,7 +192,16 @@ def _made(name: str, settings: Mapping[str, Any], limit: int | None, where: str)
     except TypeError as error:
         raise _unfit(where, name, error, takes) from error
     try:
-        made = list(itertools.islice(make(*bound.args, **bound.kwargs), limit))
+        return make(*bound.args, **bound.kwargs), takes
+    except ValueError as error:
+        raise _unfit(where, name, error, takes) from error
+
+
+def _made(name: str, settings: Mapping[str, Any], limit: int | None, where: str) -> list[Item]:
+    """The items of a generator, which raises ValueError for settings that it cannot use. Raises UsageError led by `where`."""
+    started, takes = _started(name, settings, where)
+    try:
+        made = list(itertools.islice(started, limit))
     except ValueError as error:
         raise _unfit(where, name, error, takes) from error
     plain = (item if isinstance(item, dict) else dataclasses.asdict(item) for item in made)
@@ -189,7 +214,7 @@ def _unfit(where: str, name: str, error: Exception, takes: inspect.Signature) ->
     return UsageError(
         f"{where}: the generator {name!r} does not take these settings",
         found=str(error),
-        mend=f"settings: {', '.join(takes.parameters)}",
+        mend=f"settings: {', '.join(name for name in takes.parameters if name != 'folder')}",
     )
 
 
@@ -213,7 +238,14 @@ def read_source(raw: str | Mapping[str, Any], where: str, folder: Path) -> tuple
             mend="items: FILE.jsonl, or items: {generator: NAME}",
         )
     if kinds == ["generator"]:
-        settings = {key: value for key, value in raw.items() if key != "generator"}
-        source = checked(GeneratedItems, {"generator": raw["generator"], "settings": settings}, f"{where}, items")
+        own = ("generator", "dataset")
+        settings = {key: value for key, value in raw.items() if key not in own}
+        read = {key: raw[key] for key in own if key in raw}
+        source = checked(GeneratedItems, {**read, "settings": settings}, f"{where}, items")
+        if source.frozen:
+            _started(
+                source.generator, {**settings, **({"folder": folder} if source.dataset else {})}, f"{where}, items"
+            )
+            return source, None
         return source, _made(source.generator, source.settings, None, where)
     return checked(LIBRARIES[kinds[0]], dict(raw), f"{where}, items"), None

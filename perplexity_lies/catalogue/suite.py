@@ -22,7 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 
 from perplexity_lies.catalogue.items import Item, refuse_unanswerable
 from perplexity_lies.catalogue.sources import read_source
@@ -61,6 +61,8 @@ class _Head(Checked):
 
     name: Annotated[str, MinLen(1)]
     title: str = ""
+    series: str = ""
+    length_tokens: Annotated[int, Interval(ge=0)] = 0
     items: str | dict[str, Any] | None = None
     rungs: Annotated[tuple[str, ...], MinLen(1)] | None = None
     subjects: Literal["benchmark", "sample"] | None = None
@@ -139,8 +141,9 @@ def _task(
     if source is not None and head.subjects is None:
         subjects = "sample"
     task = TaskSpec(
-        name=head.name, title=head.title or head.name, rungs=rungs, items=source, subjects=subjects, ladder=head.ladder
-    )
+        name=head.name, title=head.title or head.name, series=head.series, length_tokens=head.length_tokens,
+        rungs=rungs, items=source, subjects=subjects, ladder=head.ladder,
+    )  # fmt: skip
     _add_to_digest(digest, task, items, path.parent, where)
     return task
 
@@ -149,7 +152,7 @@ def _rungs_of_blocks(
     raw: Mapping[str, Any], blocks: list[str], defaults: Mapping[str, Any], where: str
 ) -> dict[str, RungSettings]:
     """Each rung's own block over the suite's defaults."""
-    _refuse_unknown(raw, ("name", "title", "items", "subjects", "ladder", *RUNGS), where)
+    _refuse_unknown(raw, (*(key for key in HEAD if key != "rungs"), *RUNGS), where)
     if not blocks:
         raise UsageError(
             f"{where} says on no rung how it is asked",

@@ -143,6 +143,9 @@ class TaskSpec:
     title: str
     rungs: dict[str, RungSettings]
     """In the order of `RUNGS`."""
+    series: str = ""
+    """Tasks of one series are one task at several lengths; the report draws them over `length_tokens`."""
+    length_tokens: int = 0
     items: ItemSource | None = None
     """Where its items come from; None where each rung asks a library's own benchmark."""
     subjects: Literal["", "benchmark", "sample"] = ""

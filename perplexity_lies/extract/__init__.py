@@ -20,6 +20,8 @@ EXTRACTORS = {
     "number": "perplexity_lies.extract.number:Number",
     "label": "perplexity_lies.extract.label:Label",
     "last_letter": "perplexity_lies.extract.last_letter:LastLetter",
+    "string_match_all": "perplexity_lies.extract.string_match:StringMatchAll",
+    "string_match_part": "perplexity_lies.extract.string_match:StringMatchPart",
 }
 """Extractor name -> `module:class`."""
 

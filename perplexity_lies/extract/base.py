@@ -76,6 +76,10 @@ class Extractor(abc.ABC):
         """Score in [0, 1] of an answer that was found: by default 1 where it is the reference, to the letter."""
         return float(answer == record.gold)
 
+    def shortest_right(self, gold: str) -> str:
+        """A short reply that is right; by it, items that no reply within the budget can answer are found."""
+        return gold
+
     def read(self, record: ItemRecord) -> Reading:
         """What this extractor makes of a record's reply. A reply that could not be had stays without a score."""
         if record.status in UNMEASURED:

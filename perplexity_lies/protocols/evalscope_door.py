@@ -1,4 +1,4 @@
-"""The door to evalscope, and the only file that imports it: its own benchmarks, prompts and judging over our engine.
+"""The door to evalscope (beside `evalscope_items` the only file that imports it): its own benchmarks, prompts and judging over our engine.
 
 evalscope asks a model one sample at a time from a pool of threads. So that the engine sees all requests at once, the
 benchmark's own loader is run first and its samples are put to the engine together; evalscope's task runner is then given a
@@ -19,28 +19,27 @@ from pathlib import Path
 from typing import Any
 
 from evalscope import TaskConfig, run_task
-from evalscope.api.benchmark import BenchmarkMeta, DefaultDataAdapter
-from evalscope.api.dataset import DatasetDict, MemoryDataset, Sample
+from evalscope.api.benchmark import DefaultDataAdapter
+from evalscope.api.dataset import Sample
 from evalscope.api.messages import ChatMessage, ChatMessageAssistant
-from evalscope.api.metric import Score
 from evalscope.api.mixin import CodeExecutionSandboxMixin
 from evalscope.api.model import ChatCompletionChoice, GenerateConfig, ModelAPI, ModelOutput, ModelUsage
-from evalscope.api.registry import get_benchmark, register_benchmark
+from evalscope.api.registry import get_benchmark
 from evalscope.benchmarks.humaneval import utils as humaneval
 from evalscope.constants import HubType
 from evalscope.metrics.math import parser as mathematics
 from evalscope.utils import multi_choices
 
-from perplexity_lies.catalogue.items import Item, dump_items, read_items
+from perplexity_lies.catalogue.items import Item, dump_items
 from perplexity_lies.catalogue.mirror import Mirror
 from perplexity_lies.catalogue.sources import EvalscopeItems
 from perplexity_lies.catalogue.tasks import Suite, share_of_limit
 from perplexity_lies.engines.base import Engine, GenerateRequest, GenerateResult, Message
 from perplexity_lies.errors import MissingError, PliesError, UsageError
 from perplexity_lies.extract.base import EXACT_MATCH, opened_thought
-from perplexity_lies.extract.pattern import Pattern
 from perplexity_lies.protocols.base import Context, answer_all, library_item
 from perplexity_lies.protocols.code_judging import CodeJudge
+from perplexity_lies.protocols.evalscope_items import ITEMS_BENCHMARK
 from perplexity_lies.protocols.evalscope_reviews import (
     Pass,
     Question,
@@ -58,9 +57,6 @@ from perplexity_lies.protocols.generation import RUNS_CODE, Generation
 from perplexity_lies.protocols.math_judging import warm_child
 from perplexity_lies.protocols.reach import never_replied
 from perplexity_lies.record.records import ItemRecord
-
-ITEMS_BENCHMARK = "plies_items"
-"""Our own benchmark: items asked as they stand, judged by an exact match of what a pattern finds."""
 
 EVALSCOPE_LOADING_ERRORS = (ValueError, KeyError, OSError, AssertionError)
 """What evalscope raises for a benchmark that it cannot load."""
@@ -147,7 +143,7 @@ def _config(wanted: Pass, model: Any, work: Path) -> TaskConfig:
     if items is not None:
         file = work / "items.jsonl"
         file.write_text(dump_items(items), encoding="utf-8")
-        own |= {"local_path": str(file), "extra_params": {"extract": settings.extract}}
+        own |= {"local_path": str(file), "extra_params": {"extract": settings.extract or WHOLE_REPLY}}
     else:
         own |= _dataset(wanted.context.mirror.folder(settings.dataset), settings.subset)
         own |= {"extra_params": settings.extra_params} if settings.extra_params else {}
@@ -288,66 +284,25 @@ def _judge(wanted: Pass, api: EngineAPI, questions: Sequence[Question]) -> list[
             _run(_config(wanted, api, work), wanted.where)
         reviews = {(subset, row["index"]): row for subset, row in read_reviews(work, {q.subset for q in questions})}
     readers = wanted.settings.readers()
+    theirs = wanted
+    if wanted.items is not None:  # what evalscope itself can say of items; the headline is ours
+        theirs = replace(wanted, settings=replace(wanted.settings, metric=EXACT_MATCH))
     records = []
     for question in questions:
         reply, review = api.answer(question.messages), reviews.get((question.subset, question.index))
         prefix = opened_thought(api.request(question.messages).prompt)
         why = coding.why_unjudged(question.problem, reply.text) if wanted.settings.runs_code else ""
         fell = reply.text in fell_back
-        record = record_of(question, reply, review, wanted, prefix=prefix, fell_back=fell, unjudged=why)
+        record = record_of(question, reply, review, theirs, prefix=prefix, fell_back=fell, unjudged=why)
         if wanted.items is not None:
-            never = never_replied(api.engine, question.target, wanted.settings.max_new_tokens)
+            shortest = readers[0].shortest_right(question.target)
+            never = never_replied(api.engine, shortest, wanted.settings.max_new_tokens)
             record = replace(record, never_right=never)
         if readers:
             ours = tuple(reader.read(record) for reader in readers)
             record = replace(record, readings=ours if wanted.items is not None else (*record.readings, *ours))
         records.append(record)
     return records
-
-
-@register_benchmark(
-    BenchmarkMeta(
-        name=ITEMS_BENCHMARK,
-        pretty_name="items of a plies suite",
-        description="Items asked as they stand, judged by an exact match of what a regex extracts.",
-        dataset_id="",
-        metric_list=[EXACT_MATCH],
-        few_shot_num=0,
-        eval_split="test",
-        prompt_template="{question}",
-        extra_params={"extract": {"type": "str", "description": "Regex whose first group is the answer.", "value": ""}},
-    )
-)
-class ItemsAdapter(DefaultDataAdapter):
-    """Items of a suite's own; the question is asked as it stands."""
-
-    def load(self) -> tuple[DatasetDict, None]:
-        path = Path(self.dataset_id)
-        samples = [
-            Sample(
-                id=index,
-                group_id=index,
-                input=item.question,
-                target=item.target,
-                metadata={"id": item.id, "subject": item.subject},
-            )
-            for index, item in enumerate(read_items(path)[: self.limit])
-        ]
-        return DatasetDict({"default": MemoryDataset(samples, name=path.stem)}), None
-
-    def extract_answer(self, prediction: str, task_state: Any) -> str:
-        found = Pattern(self.extra_params["extract"], {}).search(prediction)
-        return found.answer if found is not None else ""
-
-    def match_score(self, original_prediction: str, filtered_prediction: str, reference: str, task_state: Any) -> Score:
-        """To the letter: evalscope's own `exact_match` does not see case, in which two answers may differ."""
-        value = {EXACT_MATCH: float(filtered_prediction == reference)}
-        return Score(
-            value=value,
-            main_score_name=EXACT_MATCH,
-            extracted_prediction=filtered_prediction,
-            prediction=original_prediction,
-        )
 
 
 def benchmark_metrics(settings: Generation, where: str) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Generation(RungSettings):
     rung: ClassVar[str] = GENERATION
     stock: ClassVar[tuple[str, ...]] = ("evalscope", "subset", "num_fewshot", "extra_params")
     flat: ClassVar[tuple[str, ...]] = (
-        *RungSettings.flat, "extract", "extractors", "max_new_tokens", "stop", "seeds", "temperature", "top_p", "top_k",
+        *RungSettings.flat, "extract", "judge", "extractors", "max_new_tokens", "stop", "seeds", "temperature", "top_p", "top_k",
     )  # fmt: skip
     over_items: ClassVar[Mapping[str, Any]] = {**RungSettings.over_items, "metric": EXACT_MATCH, "chance": 0.0}
 
@@ -56,6 +56,8 @@ class Generation(RungSettings):
     """One pass over the items for each; more than one only makes sense with a temperature."""
     extract: str = ""
     """`items:` tasks: regular expression whose only group is the answer in a reply."""
+    judge: str = ""
+    """`items:` tasks, in place of `extract`: the extractor whose reading is the headline, NAME or NAME=ARGUMENT."""
     extractors: tuple[str, ...] = ()
     """More readings of each reply, beside the headline: NAME or NAME=ARGUMENT."""
 
@@ -70,9 +72,10 @@ class Generation(RungSettings):
         return self.evalscope in RUNS_CODE
 
     def readers(self) -> list[Extractor]:
-        """Our own extractors in the order of their readings: the pattern of an `items:` task, then those asked for."""
+        """Our own extractors in the order of their readings: the headline of an `items:` task, then those asked for."""
         own = {"extract": self.extract}
-        return [open_extractor(name, own) for name in (*(("pattern",) if self.extract else ()), *self.extractors)]
+        headline = ("pattern",) if self.extract else (self.judge,) if self.judge else ()
+        return [open_extractor(name, own) for name in (*headline, *self.extractors)]
 
     @classmethod
     def ask(cls, engine: Engine, suite: Suite, context: Context) -> list[ItemRecord]:
@@ -81,13 +84,13 @@ class Generation(RungSettings):
     def source(self, items: ItemSource | None) -> str:
         judged = f"evalscope {self.evalscope} {self.subset}".strip()
         if items is not None:
-            judged = f"{items.title}, exact match of the extracted answer"
+            judged = f"{items.title}, {self.judge or 'exact match of the extracted answer'}"
         budget = f"at most {self.max_new_tokens} tokens"
         return f"{judged}, {self.num_fewshot}-shot, {budget}, temperature {self.temperature:g}"
 
     def metrics(self, task: TaskSpec, suite: Suite) -> tuple[str, ...]:
         if task.items_on(self.rung) is not None:
-            return (EXACT_MATCH,)
+            return (self.readers()[0].metric,)
         where, door = f"task {task.name!r}, {self.rung}", "perplexity_lies.protocols.evalscope_door:benchmark_metrics"
         found: tuple[str, ...] = from_table(door, f"the rung {self.rung!r} cannot be asked", "eval")(self, where)
         return found
@@ -99,12 +102,7 @@ class Generation(RungSettings):
             )
         if items is None and not self.evalscope:
             raise UsageError(f"{where} needs `evalscope`, the name of a benchmark", found="none", mend="evalscope: arc")
-        if bool(self.extract) != (items is not None):
-            raise UsageError(
-                f"{where} {'lacks' if items is not None else 'has no use for'} `extract`, the pattern of an answer",
-                found=f"{'an' if items is not None else 'no'} `items:` task",
-                mend=r"extract: 'answer : (\d+)'" if items is not None else "take it out",
-            )
+        self._check_headline(where, items is not None)
         try:
             labels = [reader.label for reader in self.readers()]
         except UsageError as error:
@@ -112,3 +110,16 @@ class Generation(RungSettings):
         if len(set(labels)) < len(labels):
             raise UsageError(f"{where}: one extractor twice", found=", ".join(labels), mend="name each once")
         RungSettings.check(self, where, items)
+
+    def _check_headline(self, where: str, own_items: bool) -> None:
+        """Raises UsageError for an `items:` task that does not say how it is judged, and for a library's that does."""
+        if self.extract and self.judge:
+            raise UsageError(
+                f"{where} has two headlines, `extract` and `judge`", found=f"judge: {self.judge}", mend="take one out"
+            )
+        if bool(self.extract or self.judge) != own_items:
+            raise UsageError(
+                f"{where} {'lacks' if own_items else 'has no use for'} `extract`, the pattern of an answer",
+                found=f"{'an' if own_items else 'no'} `items:` task",
+                mend=r"extract: 'answer : (\d+)', or judge: EXTRACTOR" if own_items else "take it out",
+            )

@@ -93,6 +93,10 @@ class TaskFacts(Checked):
     title: str = ""
     subjects: str = ""
     """`benchmark` where the subjects of its items are the benchmark (strata), `sample` where they are a sample (clusters)."""
+    series: str = ""
+    """Tasks of one series are one task at several lengths."""
+    length_tokens: int = 0
+    """The length of its prompts, by the suite's own count; 0 where the suite does not say."""
     rungs: dict[str, RungFacts] = field(default_factory=dict)
 
 
