@@ -1,4 +1,4 @@
-"""The door to evalscope (beside `evalscope_items` the only file that imports it): its own benchmarks, prompts and judging over our engine.
+"""The door to evalscope: its own benchmarks, prompts and judging over our engine. `evalscope_items` alone imports it beside this.
 
 evalscope asks a model one sample at a time from a pool of threads. So that the engine sees all requests at once, the
 benchmark's own loader is run first and its samples are put to the engine together; evalscope's task runner is then given a
@@ -39,7 +39,7 @@ from perplexity_lies.errors import MissingError, PliesError, UsageError
 from perplexity_lies.extract.base import EXACT_MATCH, opened_thought
 from perplexity_lies.protocols.base import Context, answer_all, library_item
 from perplexity_lies.protocols.code_judging import CodeJudge
-from perplexity_lies.protocols.evalscope_items import ITEMS_BENCHMARK
+from perplexity_lies.protocols.evalscope_items import ITEMS_BENCHMARK, WHOLE_REPLY
 from perplexity_lies.protocols.evalscope_reviews import (
     Pass,
     Question,
