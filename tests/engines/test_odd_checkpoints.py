@@ -156,6 +156,13 @@ def test_a_model_with_eyes_is_asked_in_text(tiny_llama: Path, tmp_path: Path) ->
     assert abs(nats(opened(directory)) - wanted) < 1e-4
 
 
+def test_a_stored_head_counts_although_the_config_says_tied(llama_copy: Path, tiny_llama: Path) -> None:
+    edit(llama_copy, tie_word_embeddings=True)
+    assert nats(opened(llama_copy)) == nats(opened(tiny_llama))
+    store(llama_copy, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    assert nats(opened(llama_copy)) != nats(opened(tiny_llama))
+
+
 def test_an_end_token_that_nobody_stated_is_never_looked_up(llama_copy: Path) -> None:
     """50256 is what transformers writes for GPT-2's family: the tokenizer's own end token ends replies."""
     for file in ("config.json", "generation_config.json"):
