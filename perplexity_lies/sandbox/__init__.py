@@ -121,8 +121,9 @@ def _command(kind: str, script: Path) -> list[str]:
         "--cap-drop", "ALL",
         *(word for source, target in binds for word in ("--ro-bind", source, target)),
         *(word for link, to in library_links() for word in ("--symlink", to, link)),
-        *(word for folder in hidden_folders(library) for word in ("--tmpfs", folder)),
-        "--ro-bind", str(SANDBOX_FOLDER), "/sandbox", "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/",
+        *(word for hidden in hidden_folders(library) for word in ("--size", "4096", "--tmpfs", hidden, "--remount-ro", hidden)),
+        "--ro-bind", str(SANDBOX_FOLDER), "/sandbox", "--size", str(FOLDER_BYTES), "--tmpfs", "/tmp", "--chdir", "/tmp",
+        "--remount-ro", "/",
         real, "-I", "-S", "/sandbox/inside.py",
     ]  # fmt: skip
 
