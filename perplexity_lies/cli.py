@@ -214,7 +214,9 @@ def suites_command(
     if name is None:
         for known in catalogue():
             suite = load_suite(known)
-            typer.echo(f"{known:<12} {suite.title}: {', '.join(task.name for task in suite.tasks)}")
+            typer.echo(
+                f"{known:<12} {suite.title}: {', '.join(dict.fromkeys(t.series or t.name for t in suite.tasks))}"
+            )
         return
     suite = load_suite(name)
     if metrics:

@@ -9,11 +9,12 @@ The only module that asks a hub; a run never does.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from perplexity_lies.catalogue.mirror import Mirror
+from perplexity_lies.catalogue.mirror import Mirror, table_of
 from perplexity_lies.catalogue.tasks import Suite
 from perplexity_lies.errors import MissingError, UsageError
 
@@ -64,16 +65,7 @@ def _rows(folder: Path) -> int:
 
 def revisions(folder: Path | None) -> dict[str, str]:
     """The commits in `folder`; none where there is no such file. Raises UsageError for one that is not a table."""
-    file = folder / REVISIONS if folder is not None else None
-    if file is None or not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{file} is not JSON", found=str(error), mend="delete it or mend it") from error
-    if not isinstance(found, dict) or not all(isinstance(commit, str) for commit in found.values()):
-        raise UsageError(f"{file} is not a table", found="not text to text", mend='{"hub/id": "commit"}')
-    return found
+    return table_of(folder / REVISIONS, '{"hub/id": "commit"}') if folder is not None else {}
 
 
 def fetch(suite: Suite, folder: Path) -> Iterator[str]:
@@ -95,16 +87,20 @@ def fetch(suite: Suite, folder: Path) -> Iterator[str]:
 
 
 def _download(name: str, revision: str | None, folder: Path) -> str:
-    """The dataset's files into `folder`; returns the commit."""
+    """The dataset's files into `folder`, which is only there once it is whole; returns the commit."""
     from huggingface_hub import HfApi, snapshot_download
 
+    partial = folder.with_name(f".{folder.name}.partial")
     try:
         commit = HfApi().dataset_info(name, revision=revision, timeout=20).sha
-        snapshot_download(name, repo_type="dataset", revision=commit, local_dir=folder)
+        snapshot_download(name, repo_type="dataset", revision=commit, local_dir=partial)
     except Exception as error:
         raise MissingError(
             f"dataset {name} cannot be fetched from the hub",
             found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
             mend="the same command where the hub can be reached: what is there already is kept",
         ) from error  # fmt: skip
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
     return str(commit)

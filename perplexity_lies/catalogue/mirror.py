@@ -6,13 +6,13 @@ plies never downloads a dataset. The error for a missing one holds the command t
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from perplexity_lies.errors import MissingError, UsageError
+from perplexity_lies.files import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +71,7 @@ class Mirror:
 
     def _aliases(self) -> dict[str, str]:
         assert self.path is not None
-        table = self.path / "ALIASES.json"
-        if not table.exists():
-            return {}
-        try:
-            aliases = json.loads(table.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{table} is not JSON", found=str(error), mend="delete it or mend it") from error
-        if not isinstance(aliases, dict) or not all(isinstance(folder, str) for folder in aliases.values()):
-            raise UsageError(f"{table} is not a table", found="not text to text", mend='{"hub/id": "folder/in/mirror"}')
-        return aliases
+        return table_of(self.path / "ALIASES.json", '{"hub/id": "folder/in/mirror"}')
 
     def _inside(self) -> str:
         assert self.path is not None
@@ -90,6 +81,16 @@ class Mirror:
             if here
             else "no datasets there"
         )
+
+
+def table_of(file: Path, example: str) -> dict[str, str]:
+    """Text to text out of a JSON file; empty where it is not there. Raises UsageError for one that is no such table."""
+    if not file.exists():
+        return {}
+    found = read_json(file, f"{file} cannot be used", "delete it or mend it")
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise UsageError(f"{file} is not a table", found="not text to text", mend=example)
+    return found
 
 
 def open_mirror(path: Path | str | None) -> Mirror:

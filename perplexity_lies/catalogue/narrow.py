@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
-from perplexity_lies.catalogue.tasks import RungSettings, Suite, TaskSpec
+from perplexity_lies.catalogue.tasks import LARGEST_SEED, RungSettings, Suite, TaskSpec
 from perplexity_lies.digests import canonical_json
 from perplexity_lies.errors import UsageError, nearest
 
@@ -55,15 +55,14 @@ def _seeds(seeds: str | None) -> tuple[int, ...]:
     if seeds is None:
         return ()
     parts = [part.strip() for part in seeds.split(",")]
-    if not all(part.isdecimal() and part.isascii() and len(part) <= 10 for part in parts) or len(set(parts)) < len(
-        parts
-    ):
+    numbers = tuple(int(part) for part in parts if part.isdecimal() and part.isascii() and len(part) <= 10)
+    if len(set(numbers)) < len(parts) or max(numbers) > LARGEST_SEED:
         raise UsageError(
             f"--seeds {seeds} is not a list of distinct seeds",
-            found="whole numbers with commas between",
+            found=f"whole numbers up to {LARGEST_SEED} with commas between",
             mend="--seeds 1,2,3",
         )
-    return tuple(map(int, parts))
+    return numbers
 
 
 def _own_seeds(task: TaskSpec) -> tuple[int, ...]:

@@ -26,6 +26,9 @@ from perplexity_lies.record.manifest import RungFacts
 from perplexity_lies.record.records import ItemRecord
 from perplexity_lies.rungs import RUNGS
 
+LARGEST_SEED = 2**31
+"""numpy takes 32 bits, and evalscope is given the seed plus 42."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RungSettings(Checked, abc.ABC):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Interval, MinLen
 
 from perplexity_lies.catalogue.sources import ItemSource
-from perplexity_lies.catalogue.tasks import RungSettings, Suite, TaskSpec
+from perplexity_lies.catalogue.tasks import LARGEST_SEED, RungSettings, Suite, TaskSpec
 from perplexity_lies.engines.base import Engine, Sampling
 from perplexity_lies.errors import UsageError, from_table
 from perplexity_lies.extract import open_extractor
@@ -20,9 +20,6 @@ from perplexity_lies.rungs import GENERATION
 
 RUNS_CODE = ("humaneval",)
 """evalscope's benchmarks whose judging runs what the checkpoint wrote, and that our sandbox can judge."""
-
-LARGEST_SEED = 2**31
-"""numpy takes 32 bits, and evalscope is given the seed plus 42."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,8 @@ from perplexity_lies.protocols.ladder_records import ranked_record, replied_reco
 from perplexity_lies.record.records import ItemRecord
 from perplexity_lies.rungs import DECODED, RANKED, RUNGS
 
+Length = Literal["none", "label", "answer", "thought"]
+"""What bounds a reply."""
 CUE = "Answer:"
 THINK = 'Think step by step. Then end with "Answer: " and the letter of the right choice.\n'
 THINK_FREE = 'Think step by step. Then end with "Answer: " and the answer.\n'
@@ -53,7 +55,7 @@ class OnLadder(RungSettings):
     flat: ClassVar[tuple[str, ...]] = (*RungSettings.flat, "chance")
     candidates: ClassVar[str] = "labels"
     held: ClassVar[bool] = False
-    length: ClassVar[Literal["none", "label", "answer", "thought"]] = "answer"
+    length: ClassVar[Length] = "answer"
     chat: ClassVar[bool] = False
     few: ClassVar[bool] = False
 
@@ -197,7 +199,7 @@ class RankTexts(OnLadder):
 
     rung: ClassVar[str] = "rank_texts"
     candidates: ClassVar[str] = "texts"
-    length: ClassVar[Literal["none", "label", "answer", "thought"]] = "none"
+    length: ClassVar[Length] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +207,7 @@ class RankLetters(OnLadder):
     """The letters are ranked."""
 
     rung: ClassVar[str] = "rank_letters"
-    length: ClassVar[Literal["none", "label", "answer", "thought"]] = "none"
+    length: ClassVar[Length] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +216,7 @@ class Constrained(OnLadder):
 
     rung: ClassVar[str] = "constrained"
     held: ClassVar[bool] = True
-    length: ClassVar[Literal["none", "label", "answer", "thought"]] = "label"
+    length: ClassVar[Length] = "label"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +224,7 @@ class Argmax(OnLadder):
     """The likeliest tokens of the whole vocabulary, as many as the longest label has."""
 
     rung: ClassVar[str] = "argmax"
-    length: ClassVar[Literal["none", "label", "answer", "thought"]] = "label"
+    length: ClassVar[Length] = "label"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +247,7 @@ class Thought(OnLadder):
     """Step by step before the answer."""
 
     rung: ClassVar[str] = "thought"
-    length: ClassVar[Literal["none", "label", "answer", "thought"]] = "thought"
+    length: ClassVar[Length] = "thought"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +264,7 @@ class ThoughtChat(OnLadder):
 
     rung: ClassVar[str] = "thought_chat"
     chat: ClassVar[bool] = True
-    length: ClassVar[Literal["none", "label", "answer", "thought"]] = "thought"
+    length: ClassVar[Length] = "thought"
 
 
 assert {DECODED, RANKED} == {rung.answers for rung in RUNGS.values() if rung.on_ladder}

@@ -43,7 +43,7 @@ def test_fewer_seeds_are_said_and_other_seeds_are_set() -> None:
     assert not four.narrowed and four.digest != suite.digest
 
 
-@pytest.mark.parametrize("seeds", ["", "1,1", "one", "1,,2", "-1", "1.5"])
+@pytest.mark.parametrize("seeds", ["", "1,1", "01,1", "one", "1,,2", "-1", "1.5", "2147483649"])
 def test_what_is_no_list_of_seeds_is_refused(seeds: str) -> None:
     with pytest.raises(UsageError, match="--seeds"):
         narrow(load_suite("paper"), seeds=seeds)

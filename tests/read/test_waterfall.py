@@ -163,3 +163,26 @@ def test_causes_sum_to_the_gap_for_any_records(seed: int) -> None:
     assert sum(each.share.value for each in found.causes) == pytest.approx(found.gap.value, abs=ROUNDING)
     assert sum(each.lost for each in found.causes) == (difference < 0).sum()
     assert sum(each.gained for each in found.causes) == (difference > 0).sum()
+
+
+def test_a_cause_that_only_gains_and_one_that_only_loses_keep_their_signs() -> None:
+    scores = np.array([[0.0, 1.0]] * 3 + [[1.0, 0.0]] * 5 + [[1.0, 1.0]] * 32)
+    own = Paired(items=tuple(f"i{i:02}" for i in range(40)), subjects=("",) * 40, scores=scores)
+    runs = [
+        Told(
+            [
+                reply("B" if score < 1 else "A", item=item, score=score)
+                for item, score in zip(own.items, column, strict=True)
+            ]
+        )
+        for column in scores.T
+    ]
+    for lost, gained in ((own, 0), (Paired(items=own.items, subjects=own.subjects, scores=scores[:, ::-1]), 1)):
+        found = causes_of([("a", {"argmax": lost, "answer": lost})], runs[::-1] if gained else runs, {})[0]  # type: ignore[arg-type]
+        (cause,) = found.causes
+        assert (cause.lost, cause.gained) == ((3, 5) if gained else (5, 3))
+        assert cause.share.value == found.gap.value == (5.0 if gained else -5.0)
+        assert cause.share.low is not None and cause.share.low < cause.share.value
+    ups = Paired(items=own.items[:3], subjects=own.subjects[:3], scores=scores[:3])
+    (only, _) = causes_of([("a", {"argmax": ups, "answer": ups})], runs, {})  # type: ignore[arg-type]
+    assert only.causes[0].share.value == 100.0

@@ -42,7 +42,7 @@ ATTEMPTS = {
     "dns": "import socket\nsocket.getaddrinfo('example.org', 80)",
     "unix socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('UNIX')",
     "read home": "import os\nos.listdir(os.path.expanduser('~'))",
-    "read the home of root": "import os\nassert [n for n in os.listdir('/root') if os.path.isfile(f'/root/{n}')]",
+    "read the home": "import os\nassert [n for n in os.listdir('HOME') if os.path.isfile(f'HOME/{n}')]",
     "read the harness": "open('HARNESS').read()",
     "read the secret file": "open('SECRET').read()",
     "read passwd": "open('/etc/passwd').read()",
@@ -92,7 +92,17 @@ def test_an_attempt_to_get_out_fails(
     secret.write_text("kept")
     monkeypatch.setenv("PLIES_SECRET", "kept")
     harness = Path(run_program.__code__.co_filename)
-    known = {"SECRET": secret, "HARNESS": harness, "PID": os.getpid(), "HUGE": FILE_BYTES, "UNIX": tmp_path / "unix"}
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".netrc").write_text("kept")
+    known = {
+        "SECRET": secret,
+        "HARNESS": harness,
+        "PID": os.getpid(),
+        "HUGE": FILE_BYTES,
+        "UNIX": tmp_path / "unix",
+        "HOME": home,
+    }
     code = ATTEMPTS[attempt]
     for word, value in known.items():
         code = code.replace(word, str(value)) if word != "SECRET" or "PLIES_" not in code else code
